@@ -1,0 +1,26 @@
+# `make sweep` and `make test` do all the set-up on a fresh clone: the first call makes .venv and installs into it.
+VENV := .venv
+PY := $(VENV)/bin/python
+WORKDIR ?= runs/readme
+
+.PHONY: sweep test test-full lint clean
+
+sweep: $(VENV)/.installed  ## the main job: train and compare the mechanisms on recall and code, write a report
+	$(PY) -m experiments.sweep --config=configs/readme_sweep.py --workdir=$(WORKDIR)
+
+test: $(VENV)/.installed  ## the test suite, lint first
+	$(PY) -m ruff check .
+	$(PY) -m pytest -n 2 -m "not slow and not gpu"
+
+test-full: $(VENV)/.installed  ## every test, the long matrix included
+	$(PY) -m pytest -n 2 -m "not gpu"
+
+lint: $(VENV)/.installed
+	$(PY) -m ruff check .
+
+$(VENV)/.installed: setup.py constraints.txt scripts/make_venv.sh
+	bash scripts/make_venv.sh $(VENV)
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

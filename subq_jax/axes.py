@@ -1,0 +1,38 @@
+"""The legend of array axes, and the array types named with it.
+
+Every public signature and docstring of this package uses these letters:
+
+    B   batch                        c   block size, in tokens
+    T   query tokens                 M   selected blocks of a query (`num_blocks`)
+    S   key/value tokens             R   router dimension
+    N   query heads                  V   vocabulary
+    K   key/value heads              D   model width
+    G   query heads per KV head (N = K * G; query head n belongs to KV head n // G)
+    H   head dimension               NB  blocks of the keys, ceil(S / c)
+
+The aliases carry shapes for the reader and for jaxtyping's run-time checkers. On an accelerator image without
+jaxtyping they fall back to `jax.Array`, so that attention, selection, kernels and model need jax and flax only.
+"""
+
+import jax
+
+try:
+    from jaxtyping import Float, Int
+
+    Queries = Float[jax.Array, "B T N H"]
+    Keys = Float[jax.Array, "B S K H"]
+    Values = Float[jax.Array, "B S K H"]
+    Outputs = Float[jax.Array, "B T N H"]
+    RouterQueries = Float[jax.Array, "B T K R"]
+    RouterKeys = Float[jax.Array, "B S K R"]
+    Summaries = Float[jax.Array, "B K NB R"]
+    Scores = Float[jax.Array, "B K T NB"]
+    Selection = Int[jax.Array, "B T K M"]
+    SegmentIds = Int[jax.Array, "B S"]
+    PerSequence = Int[jax.Array, "B"]
+    Activations = Float[jax.Array, "B T D"]
+    Tokens = Int[jax.Array, "B T"]
+    Logits = Float[jax.Array, "B T V"]
+except ImportError:
+    Queries = Keys = Values = Outputs = RouterQueries = RouterKeys = Summaries = Scores = jax.Array
+    Selection = SegmentIds = PerSequence = Activations = Tokens = Logits = jax.Array
