@@ -1,0 +1,83 @@
+"""`selective_attention`: the public function, and the choice of its implementation."""
+
+from subq_jax.attention import checks
+from subq_jax.attention.reference import reference_selective_attention
+from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterKeys, RouterQueries, SegmentIds, Selection, Values
+from subq_jax.kernels.xla.selective import xla_selective_attention
+from subq_jax.selection.config import SelectionConfig
+
+IMPLEMENTATIONS = {"reference": reference_selective_attention, "xla": xla_selective_attention}
+
+
+def selective_attention(
+    q: Queries,
+    k: Keys,
+    v: Values,
+    router_q: RouterQueries,
+    router_k: RouterKeys,
+    config: SelectionConfig,
+    q_offset: int | PerSequence | None = None,
+    kv_length: int | PerSequence | None = None,
+    segment_ids: SegmentIds | None = None,
+    gate: bool = True,
+    selection: Selection | None = None,
+    tree=None,
+    implementation: str | None = None,
+    return_selection: bool = False,
+) -> Outputs | tuple[Outputs, Selection]:
+    """Exact causal attention over the key blocks that each query chooses by content.
+
+    Query `t` stands at position `p = q_offset + t` and sees, per KV head, the positions `j <= p` in the first
+    `sink_blocks` blocks, in its own and the `local_blocks - 1` blocks before it, and in the `num_blocks` blocks of
+    highest `score(p, b) = router_q[p] . summary[b] / sqrt(R)` among the complete past blocks in between. With `gate`
+    the score of a selected block is added to the logits of its tokens, which carries the gradient to the router.
+    The choice itself is constant under differentiation.
+
+    Args:
+      q: queries [B, T, N, H]; query head n belongs to KV head n // (N // K).
+      k: keys [B, S, K, H], in `q`'s dtype.
+      v: values [B, S, K, H], in `q`'s dtype.
+      router_q: router queries [B, T, K, R].
+      router_k: router keys [B, S, K, R], in `router_q`'s dtype.
+      config: block size, number of selected, local and sink blocks, pooling.
+      q_offset: position of the first query, int or int32 [B]; default `kv_length - T`.
+      kv_length: number of keys that exist, int or int32 [B]; default S. Whatever is stored beyond is never read.
+      segment_ids: int [B, S], documents packed into one sequence, each starting at a block boundary; every rule above
+        then holds within the query's document. Rows with a negative id output 0 and have zero gradient.
+      gate: whether scores are added to the logits of selected blocks.
+      selection: int [B, T, K, M], overrides the choice. Ids that are not candidates of their query are ignored.
+      tree: prebuilt summaries; not available yet.
+      implementation: `"reference"` (dense, float32, for checking) or `"xla"`; default `"xla"`.
+      return_selection: whether to return the selection too.
+
+    Returns:
+      the output [B, T, N, H] in `q`'s dtype; with `return_selection` also int32 [B, T, K, M], the selected block ids
+      ascending, then -1.
+
+    Raises:
+      TypeError, ValueError: for arguments that do not fit together, naming the argument.
+      NotImplementedError: for `tree`, and for `config.fanouts` other than `()`.
+
+    Source: the mechanism of this project; selected blocks after NSA (arXiv 2502.11089) and MoBA (arXiv 2502.13189).
+    """
+    checks.check_arrays(q, k, v, router_q, router_k, config)
+    batch, queries, kv_heads, length = q.shape[0], q.shape[1], k.shape[2], k.shape[1]
+    if tree is not None:
+        raise NotImplementedError("tree: prebuilt summaries are not available yet; pass tree=None")
+    if config.fanouts:
+        raise NotImplementedError(f"fanouts: the tree is not available yet; use fanouts=(), got {config.fanouts}")
+    checks.check_segment_ids(segment_ids, batch, length, config.block_size)
+    checks.check_selection(selection, batch, queries, kv_heads, config)
+    name = "xla" if implementation is None else implementation
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be one of {sorted(IMPLEMENTATIONS)} or None, got {implementation!r}")
+    offset = checks.check_q_offset(q_offset, kv_length, batch, queries, length)
+    out, chosen = IMPLEMENTATIONS[name](
+        q, k, v, router_q, router_k, config,
+        q_offset=offset,
+        kv_length=checks.check_kv_length(kv_length, batch, length),
+        segment_ids=segment_ids,
+        gate=gate,
+        selection=selection,
+    )
+    return (out, chosen) if return_selection else out

@@ -1,0 +1,130 @@
+"""Refusals of `selective_attention`: each wrong argument is named before any compute."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from subq_jax.selection.config import SelectionConfig
+
+
+def check_arrays(q, k, v, router_q, router_k, config: SelectionConfig) -> None:
+    """Checks ranks, shapes and dtypes of the five arrays against each other.
+
+    Raises:
+      TypeError: when an argument is not a floating-point array, or `config` is not a SelectionConfig.
+      ValueError: when a rank or an axis is wrong.
+    """
+    if not isinstance(config, SelectionConfig):
+        raise TypeError(f"config must be a SelectionConfig, got {type(config).__name__}")
+    arrays = {"q": q, "k": k, "v": v, "router_q": router_q, "router_k": router_k}
+    check_float_arrays(arrays)
+    check_heads(q, k, v)
+    (batch, queries), length, kv_heads = q.shape[:2], k.shape[1], k.shape[2]
+    router_dim = router_q.shape[3]
+    expect_shape("router_q", router_q, (batch, queries, kv_heads, router_dim), "[B, T, K, R]")
+    expect_shape("router_k", router_k, (batch, length, kv_heads, router_dim), "[B, S, K, R]")
+    if router_q.dtype != router_k.dtype:
+        raise ValueError(f"router_k must have router_q's dtype {router_q.dtype}, got {router_k.dtype}")
+
+
+def check_float_arrays(arrays: dict) -> None:
+    """Raises unless every named array is a floating-point array of rank 4 without an empty axis."""
+    for name, array in arrays.items():
+        if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.floating):
+            found = getattr(array, "dtype", type(array).__name__)
+            raise TypeError(f"{name} must be a floating-point array, got {found}")
+        if array.ndim != 4:
+            raise ValueError(f"{name} must have 4 axes (batch, token, head, feature), got shape {array.shape}")
+        if 0 in array.shape:
+            raise ValueError(f"{name} must not have an empty axis, got shape {array.shape}")
+
+
+def check_heads(q, k, v) -> None:
+    """Raises ValueError unless q [B, T, N, H], k and v [B, S, K, H] agree and N is a multiple of K."""
+    batch, _, heads, head_dim = q.shape
+    length, kv_heads = k.shape[1:3]
+    expect_shape("k", k, (batch, length, kv_heads, head_dim), "[B, S, K, H]")
+    expect_shape("v", v, (batch, length, kv_heads, head_dim), "[B, S, K, H]")
+    if heads % kv_heads:
+        raise ValueError(f"the heads of q must be a multiple of num_kv_heads={kv_heads}, got {heads}")
+    for name, array in (("k", k), ("v", v)):
+        if array.dtype != q.dtype:
+            raise ValueError(f"{name} must have q's dtype {q.dtype}, got {array.dtype}")
+
+
+def expect_shape(name: str, array, shape: tuple[int, ...], axes: str) -> None:
+    """Raises ValueError unless `array` has `shape`."""
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {axes} = {shape}, got {array.shape}")
+
+
+def check_kv_length(kv_length, batch: int, length: int) -> jax.Array:
+    """`kv_length` as int32 [B]; default `length`. Concrete values must lie in [0, length]."""
+    if kv_length is None:
+        return jnp.full((batch,), length, jnp.int32)
+    result = per_sequence("kv_length", kv_length, batch)
+    values = concrete(kv_length)
+    if values is not None and (np.any(values < 0) or np.any(values > length)):
+        raise ValueError(f"kv_length must lie in [0, {length}], the number of keys, got {values.tolist()}")
+    return result
+
+
+def check_q_offset(q_offset, kv_length, batch: int, queries: int, length: int) -> jax.Array:
+    """`q_offset` as int32 [B]; default `kv_length - T`. Concrete values must keep every query inside the keys."""
+    limit = np.int64(length) if kv_length is None else concrete(kv_length)
+    if q_offset is None:
+        values = None if limit is None else limit - queries
+        result = jnp.full((batch,), length - queries, jnp.int32) if kv_length is None else (
+            per_sequence("kv_length", kv_length, batch) - queries)
+    else:
+        values, result = concrete(q_offset), per_sequence("q_offset", q_offset, batch)
+    if values is not None and np.any(values < 0):
+        raise ValueError(f"q_offset must be >= 0, got {values.tolist()} for {queries} queries")
+    if values is not None and limit is not None and np.any(values + queries > limit):
+        raise ValueError(
+            f"q_offset + T must be <= the number of keys {limit.tolist()}, got {values.tolist()} + {queries}")
+    return result
+
+
+def per_sequence(name: str, value, batch: int) -> jax.Array:
+    """An int or an integer array [B] as int32 [B]."""
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} must be an int or an integer array, got dtype {array.dtype}")
+    if array.shape not in ((), (batch,)):
+        raise ValueError(f"{name} must be an int or have shape [B] = ({batch},), got {array.shape}")
+    return jnp.broadcast_to(jnp.asarray(array, jnp.int32), (batch,))
+
+
+def check_segment_ids(segment_ids, batch: int, length: int, block_size: int) -> None:
+    """Checks shape and dtype; when concrete, also that every document starts at a block boundary."""
+    if segment_ids is None:
+        return
+    check_integers("segment_ids", segment_ids, (batch, length), "[B, S]")
+    ids = concrete(segment_ids)
+    if ids is None:
+        return
+    starts = (ids[:, 1:] != ids[:, :-1]) & (ids[:, 1:] >= 0)
+    row, column = np.nonzero(starts & (np.arange(1, length) % block_size != 0))
+    if row.size:
+        raise ValueError(
+            f"segment_ids: documents must start at a multiple of block_size={block_size}, "
+            f"got a start at position {column[0] + 1} of sequence {row[0]}")
+
+
+def check_selection(selection, batch: int, queries: int, kv_heads: int, config: SelectionConfig) -> None:
+    """Checks shape and dtype of a selection given by the caller."""
+    if selection is not None:
+        check_integers("selection", selection, (batch, queries, kv_heads, config.num_blocks), "[B, T, K, M]")
+
+
+def check_integers(name: str, array, shape: tuple[int, ...], axes: str) -> None:
+    """Raises unless `array` is an integer array of `shape`."""
+    if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} must be an integer array, got {getattr(array, 'dtype', type(array).__name__)}")
+    expect_shape(name, array, shape, axes)
+
+
+def concrete(value) -> np.ndarray | None:
+    """The value as int64 numpy array, or None when it is traced and must be trusted."""
+    return None if isinstance(value, jax.core.Tracer) else np.asarray(value, np.int64)

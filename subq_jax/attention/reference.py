@@ -1,0 +1,76 @@
+"""The oracle of selective attention: dense, masked, float32, and obvious.
+
+Every other implementation is tested against this file. It holds T x S arrays and is meant for small inputs.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterKeys, RouterQueries, SegmentIds, Selection, Values
+from subq_jax.selection.choose import admit_selection, block_scores, choose_blocks
+from subq_jax.selection.config import SelectionConfig
+from subq_jax.selection.summaries import block_summaries
+from subq_jax.selection.visibility import is_local, is_sink, place_queries
+
+
+def reference_selective_attention(
+    q: Queries,
+    k: Keys,
+    v: Values,
+    router_q: RouterQueries,
+    router_k: RouterKeys,
+    config: SelectionConfig,
+    *,
+    q_offset: PerSequence,
+    kv_length: PerSequence,
+    segment_ids: SegmentIds | None,
+    gate: bool,
+    selection: Selection | None,
+) -> tuple[Outputs, Selection]:
+    """Selective attention by definition; see `subq_jax.selective_attention` for the arguments.
+
+    Returns:
+      the output [B, T, N, H] in `q`'s dtype and the selection int32 [B, T, K, M].
+    """
+    length, group = k.shape[1], q.shape[2] // k.shape[2]
+    place = place_queries(q_offset, q.shape[1], segment_ids, config.block_size)
+    k, v, router_k = (clear_absent_keys(x, kv_length) for x in (k, v, router_k))
+    q, router_q = (jnp.where(place.exists[..., None, None], x, 0) for x in (q, router_q))
+
+    scores = block_scores(router_q, block_summaries(router_k, config.block_size, config.pooling))
+    if selection is None:
+        chosen_ids = choose_blocks(jax.lax.stop_gradient(scores), place, config)
+    else:
+        chosen_ids = admit_selection(selection.swapaxes(1, 2), place, config, scores.shape[-1])
+
+    block = jnp.arange(scores.shape[-1])
+    chosen = (chosen_ids[..., None] == block).any(axis=-2)  # [B, K, T, NB]
+    always = (is_sink(block, place, config) | is_local(block, place, config))[:, None]
+    position = jnp.arange(length)
+    causal = (position <= place.position[..., None]) & (position < kv_length[:, None, None]) & place.exists[..., None]
+    visible = causal[:, None] & jnp.take(chosen | always, position // config.block_size, axis=-1)
+    gates = jnp.where(chosen, scores, 0.0) if gate else jnp.zeros_like(scores)
+    bias = jnp.take(gates, position // config.block_size, axis=-1)
+
+    q32, k32, v32 = (x.astype(jnp.float32) for x in (q, k, v))
+    grouped = q32.reshape(*q.shape[:2], k.shape[2], group, q.shape[3])
+    highest = jax.lax.Precision.HIGHEST
+    logits = jnp.einsum("btkgh,bskh->bkgts", grouped, k32, precision=highest) / jnp.sqrt(jnp.float32(q.shape[3]))
+    weights = masked_softmax(logits + bias[:, :, None], visible[:, :, None])
+    out = jnp.einsum("bkgts,bskh->btkgh", weights, v32, precision=highest).reshape(q.shape)
+    return out.astype(q.dtype), chosen_ids.swapaxes(1, 2)
+
+
+def clear_absent_keys(x, kv_length: PerSequence):
+    """Zeros at positions of axis 1 at or beyond `kv_length` [B], so that nothing stored there can be read."""
+    present = jnp.arange(x.shape[1]) < kv_length[:, None]
+    return jnp.where(present[..., None, None], x, 0)
+
+
+def masked_softmax(logits, visible):
+    """Softmax over the last axis among `visible` entries; rows that see nothing are all zero."""
+    top = jax.lax.stop_gradient(jnp.max(jnp.where(visible, logits, -jnp.inf), axis=-1, keepdims=True))
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    weights = jnp.where(visible, jnp.exp(jnp.where(visible, logits - top, 0.0)), 0.0)
+    total = weights.sum(axis=-1, keepdims=True)
+    return weights / jnp.where(total == 0.0, 1.0, total)

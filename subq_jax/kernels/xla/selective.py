@@ -1,0 +1,208 @@
+"""Selective attention in plain XLA: any backend, linear memory, its own memory-lean backward.
+
+Three stages: choose blocks (chunked over queries, scores never whole), attend (local blocks as bands, sink and
+selected blocks as gathered entries, merged by log-sum-exp), and a backward that recomputes every tile from the saved
+selection, output and log-sum-exp. Residuals are O(S + T * M).
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from subq_jax.attention.reference import clear_absent_keys
+from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterKeys, RouterQueries, SegmentIds, Selection, Values
+from subq_jax.kernels.xla.banded import banded_backward, banded_forward
+from subq_jax.kernels.xla.gathered import gathered_backward, gathered_forward
+from subq_jax.kernels.xla.tile import merge
+from subq_jax.selection.choose import admit_selection, block_scores, choose_blocks
+from subq_jax.selection.config import SelectionConfig
+from subq_jax.selection.summaries import block_summaries, score_scale, split_blocks
+from subq_jax.selection.visibility import QueryPlace, place_queries
+
+SCORE_ELEMENTS = 8 << 20  # float32 scores held at a time
+
+
+def xla_selective_attention(
+    q: Queries,
+    k: Keys,
+    v: Values,
+    router_q: RouterQueries,
+    router_k: RouterKeys,
+    config: SelectionConfig,
+    *,
+    q_offset: PerSequence,
+    kv_length: PerSequence,
+    segment_ids: SegmentIds | None,
+    gate: bool,
+    selection: Selection | None,
+) -> tuple[Outputs, Selection]:
+    """Selective attention; see `subq_jax.selective_attention` for the arguments.
+
+    Returns:
+      the output [B, T, N, H] in `q`'s dtype and the selection int32 [B, T, K, M].
+    """
+    place = place_queries(q_offset, q.shape[1], segment_ids, config.block_size)
+    k, v, router_k = (clear_absent_keys(x, kv_length) for x in (k, v, router_k))
+    q, router_q = (jnp.where(place.exists[..., None, None], x, 0) for x in (q, router_q))
+    summaries = block_summaries(router_k, config.block_size, config.pooling)
+    chosen, scores = _choose(router_q, summaries, place, config, selection)
+    scores = scores if gate else jnp.zeros_like(scores)
+    out = _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place)
+    return out, chosen.swapaxes(1, 2)
+
+
+def _choose(router_q, summaries, place: QueryPlace, config: SelectionConfig, selection: Selection | None):
+    """The selection int32 [B, K, T, M] and its scores float32, a chunk of queries at a time; no gradient."""
+    router_q, summaries = jax.lax.stop_gradient((router_q, summaries))
+    batch, queries, heads, _ = router_q.shape
+    rows = max(1, min(queries, SCORE_ELEMENTS // (batch * heads * summaries.shape[2])))
+
+    def chunk(args):
+        router_q, place, selection = args
+        scores = block_scores(router_q, summaries)
+        if selection is None:
+            chosen = choose_blocks(scores, place, config)
+        else:
+            chosen = admit_selection(selection.swapaxes(1, 2), place, config, summaries.shape[2])
+        picked = jnp.take_along_axis(scores, jnp.maximum(chosen, 0), axis=-1)
+        return tuple(x.swapaxes(1, 2) for x in (chosen, jnp.where(chosen >= 0, picked, 0.0)))
+
+    results = map_query_chunks(chunk, (router_q, place, selection), rows)
+    return tuple(x.swapaxes(1, 2) for x in results)
+
+
+def map_query_chunks(function, args, rows: int):
+    """Applies `function` to chunks of `rows` queries (axis 1) of every array in `args`, one chunk after another."""
+    batch, queries = jax.tree.leaves(args)[0].shape[:2]
+    if rows >= queries:
+        return function(args)
+    chunks = -(-queries // rows)
+
+    def split(x):
+        x = jnp.pad(x, [(0, 0), (0, chunks * rows - queries)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, chunks, rows, *x.shape[2:]), 1, 0)
+
+    def join(x):
+        return jnp.moveaxis(x, 0, 1).reshape(batch, chunks * rows, *x.shape[3:])[:, :queries]
+
+    return jax.tree.map(join, jax.lax.map(function, jax.tree.map(split, args)))
+
+
+class _Rows(NamedTuple):
+    """The arguments in kernel layout: X = B * K rows, one per sequence and KV head."""
+
+    q: jax.Array  # [X, T, G, H]
+    k: jax.Array  # [X, S, H]
+    v: jax.Array  # [X, S, H]
+    k_blocks: jax.Array  # [X, NB, c, H]
+    v_blocks: jax.Array  # [X, NB, c, H]
+    ids: jax.Array  # [X, T, J + M], sink blocks first
+    bias: jax.Array  # [X, T, J + M]
+    lower: jax.Array  # [X, T], first local position
+    position: jax.Array  # [X, T]
+    reach: int
+
+
+def _rows(config, q, k, v, chosen, scores, place: QueryPlace) -> _Rows:
+    batch, _, kv_heads, _ = k.shape
+    sinks = _sink_ids(place, config)
+    ids = jnp.concatenate([jnp.repeat(sinks, kv_heads, axis=0), _fold(chosen)], axis=-1)
+    bias = jnp.concatenate([jnp.zeros((*ids.shape[:2], config.sink_blocks)), _fold(scores)], axis=-1)
+    lower = jnp.maximum(place.first_block, place.block - config.local_blocks + 1) * config.block_size
+    lower = jnp.where(place.exists, lower, place.position + 1)
+    per_head = lambda x: jnp.repeat(x, kv_heads, axis=0)  # noqa: E731
+    return _Rows(
+        _fold_queries(q, kv_heads), _fold_keys(k), _fold_keys(v),
+        _fold(split_blocks(k, config.block_size)), _fold(split_blocks(v, config.block_size)),
+        ids, bias, per_head(lower), per_head(place.position), config.block_size * config.local_blocks - 1,
+    )
+
+
+def _sink_ids(place: QueryPlace, config: SelectionConfig):
+    """Sink blocks that are not local too: int32 [B, T, sink_blocks], -1 for none."""
+    sinks = place.first_block[..., None] + jnp.arange(config.sink_blocks, dtype=jnp.int32)
+    apart = (sinks <= place.block[..., None] - config.local_blocks) & place.exists[..., None]
+    return jnp.where(apart, sinks, -1)
+
+
+def _fold(x):
+    """[B, K, ...] -> [X, ...]."""
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+def _fold_keys(x):
+    """[B, S, K, H] -> [X, S, H]."""
+    return _fold(x.swapaxes(1, 2))
+
+
+def _fold_queries(x, kv_heads: int):
+    """[B, T, N, ...] -> [X, T, G, ...]."""
+    x = x.reshape(*x.shape[:2], kv_heads, -1, *x.shape[3:])
+    return _fold(jnp.moveaxis(x, 2, 1))
+
+
+def _unfold_queries(x, batch: int):
+    """[X, T, G, H] -> [B, T, N, H]."""
+    x = jnp.moveaxis(x.reshape(batch, -1, *x.shape[1:]), 1, 2)
+    return x.reshape(*x.shape[:2], -1, x.shape[-1])
+
+
+def _unfold_keys(x, batch: int):
+    """[X, S, H] -> [B, S, K, H]."""
+    return x.reshape(batch, -1, *x.shape[1:]).swapaxes(1, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place):
+    return _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place)[0]
+
+
+def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place):
+    rows = _rows(config, q, k, v, chosen, scores, place)
+    local = banded_forward(rows.q, rows.k, rows.v, rows.lower, rows.position, rows.reach)
+    listed = gathered_forward(rows.q, rows.k_blocks, rows.v_blocks, rows.ids, rows.bias)
+    out, lse = merge([local, listed])
+    out = _unfold_queries(out, q.shape[0]).astype(q.dtype)
+    return out, (q, k, v, router_q, summaries, chosen, scores, place, out, lse)
+
+
+def _attend_backward(config, gate, residuals, d_out):
+    q, k, v, router_q, summaries, chosen, scores, place, out, lse = residuals
+    (batch, length, kv_heads, _), sinks = k.shape, config.sink_blocks
+    rows = _rows(config, q, k, v, chosen, scores, place)
+    d_out, out = _fold_queries(d_out, kv_heads), _fold_queries(out, kv_heads)
+    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)
+    gated = _fold_keys(router_q if gate else router_q[..., :0])
+
+    local = banded_backward(rows.q, rows.k, rows.v, rows.lower, rows.position, rows.reach, d_out, lse, delta)
+    dq, dk, dv, d_bias, d_side = gathered_backward(
+        rows.q, rows.k_blocks, rows.v_blocks, rows.ids, rows.bias, d_out, lse, delta, gated, sinks)
+
+    join = lambda x: x.reshape(x.shape[0], -1, x.shape[-1])[:, :length]  # noqa: E731
+    dq = _unfold_queries(local[0] + dq, batch).astype(q.dtype)
+    dk = _unfold_keys(local[1] + join(dk), batch).astype(k.dtype)
+    dv = _unfold_keys(local[2] + join(dv), batch).astype(v.dtype)
+    d_router_q, d_summaries = jnp.zeros_like(router_q), jnp.zeros_like(summaries)
+    if gate:
+        d_scores = d_bias[..., sinks:].reshape(chosen.shape) * score_scale(router_q.shape[-1])
+        d_router_q = _weighted_summaries(d_scores, summaries, chosen).astype(router_q.dtype)
+        d_summaries = (d_side.reshape(summaries.shape) * score_scale(router_q.shape[-1])).astype(summaries.dtype)
+    return dq, dk, dv, d_router_q, d_summaries, None, None, None
+
+
+def _weighted_summaries(weights, summaries, chosen):
+    """Sum over the chosen blocks [B, K, T, M] of their summaries times `weights`: float32 [B, T, K, R]."""
+    batch, heads, queries, slots = chosen.shape
+    rows = max(1, min(queries, SCORE_ELEMENTS // (batch * heads * slots * summaries.shape[-1])))
+    take = jax.vmap(jax.vmap(lambda table, ids: jnp.take(table, ids, axis=0, mode="clip"), in_axes=(0, 1), out_axes=1))
+
+    def chunk(args):
+        weights, chosen = args
+        return jnp.einsum("btkm,btkmr->btkr", weights, take(summaries, chosen))
+
+    return map_query_chunks(chunk, (weights.swapaxes(1, 2), chosen.swapaxes(1, 2)), rows)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)

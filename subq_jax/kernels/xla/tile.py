@@ -1,0 +1,59 @@
+"""Attention of one tile of query rows over one tile of keys, forward and backward, in plain XLA.
+
+Leading axes are free (`...`); `m` query tokens, `G` heads of a KV head, `n` keys:
+
+    q [..., m, G, H]   k, v [..., n, H]   bias, visible broadcast to [..., m, G, n]
+
+Partial results of several tiles merge by their log-sum-exp, as in FlashAttention (arXiv 2205.14135).
+"""
+
+import jax.numpy as jnp
+
+from subq_jax.selection.choose import matmul_precision
+
+NO_KEYS = -1e30  # log-sum-exp of a row that sees nothing; finite, so that differences stay finite
+
+
+def _matmul(equation, a, b):
+    return jnp.einsum(equation, a, b, precision=matmul_precision(a.dtype), preferred_element_type=jnp.float32)
+
+
+def tile_logits(q, k, bias):
+    """`q.k / sqrt(H) + bias`, float32 [..., m, G, n]."""
+    return _matmul("...mgh,...nh->...mgn", q, k) * (q.shape[-1] ** -0.5) + bias
+
+
+def tile_forward(q, k, v, bias, visible):
+    """Softmax attention over the tile alone: float32 (out [..., m, G, H], lse [..., m, G])."""
+    logits = jnp.where(visible, tile_logits(q, k, bias), NO_KEYS)
+    top = logits.max(axis=-1, keepdims=True)
+    weights = jnp.where(visible, jnp.exp(logits - top), 0.0)
+    total = weights.sum(axis=-1, keepdims=True)
+    out = _matmul("...mgn,...nh->...mgh", weights.astype(v.dtype), v) / jnp.maximum(total, 1e-37)
+    lse = jnp.where(total > 0, top + jnp.log(jnp.maximum(total, 1e-37)), NO_KEYS)
+    return out, lse[..., 0]
+
+
+def tile_backward(q, k, v, bias, visible, d_out, lse, delta):
+    """Gradients of the tile's part of a softmax whose final log-sum-exp is `lse` [..., m, G].
+
+    `delta` [..., m, G] is the row sum of `d_out * out`. Returns float32 (dq, dk, dv, d_logits [..., m, G, n]).
+    """
+    logits = tile_logits(q, k, bias)
+    weights = jnp.where(visible, jnp.exp(jnp.where(visible, logits, NO_KEYS) - lse[..., None]), 0.0)
+    d_weights = _matmul("...mgh,...nh->...mgn", d_out, v)
+    d_logits = weights * (d_weights - delta[..., None])
+    scaled = (d_logits * (q.shape[-1] ** -0.5)).astype(q.dtype)
+    dq = _matmul("...mgn,...nh->...mgh", scaled, k)
+    dk = _matmul("...mgn,...mgh->...nh", scaled, q)
+    dv = _matmul("...mgn,...mgh->...nh", weights.astype(v.dtype), d_out)
+    return dq, dk, dv, d_logits
+
+
+def merge(parts):
+    """Merges partial results [(out, lse), ...] over disjoint keys into one (out, lse)."""
+    total = parts[0][1]
+    for _, lse in parts[1:]:
+        total = jnp.logaddexp(total, lse)
+    out = sum(jnp.exp(lse - total)[..., None] * part for part, lse in parts)
+    return jnp.where((total > NO_KEYS / 2)[..., None], out, 0.0), total

@@ -1,0 +1,70 @@
+"""The shape of a decoder, and the checks that refuse a wrong one before any compute."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+LAYER_KINDS = ("local", "selective")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Shape of a `Decoder`.
+
+    `layer_pattern` is repeated until it covers `num_layers`. A `"local"` layer is sliding-window attention with RoPE;
+    a `"selective"` layer is NoPE and runs `mechanism`, the arm under study, at `budget` visible key positions a query
+    (windows, sinks and summaries included). Nothing else in the model depends on the arm.
+    """
+
+    vocab_size: int
+    num_layers: int = 4
+    width: int = 256
+    num_heads: int = 8
+    num_kv_heads: int = 1
+    head_dim: int = 64
+    mlp_width: int = 1024
+    layer_pattern: tuple[str, ...] = ("local", "selective")
+    local_window: int = 128
+    mechanism: str = "selective"
+    budget: int = 2048
+    block_size: int = 64
+    sink_blocks: int = 1
+    local_blocks: int = 2
+    router_dim: int = 64
+    conv_width: int = 3
+    rope_base: float = 10_000.0
+    dtype: str = "bfloat16"
+    param_dtype: str = "float32"
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is float and not math.isfinite(value):
+                raise ValueError(f"model.{field.name} must be finite, got {value}")
+            floor = 0 if field.name == "sink_blocks" else 1
+            if field.type is int and (type(value) is not int or value < floor):
+                raise ValueError(f"model.{field.name} must be an integer >= {floor}, got {value!r}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads must be a multiple of num_kv_heads={self.num_kv_heads}, got {self.num_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even (RoPE rotates pairs), got {self.head_dim}")
+        if not self.layer_pattern or set(self.layer_pattern) - set(LAYER_KINDS):
+            raise ValueError(f"layer_pattern must be a non-empty tuple of {LAYER_KINDS}, got {self.layer_pattern!r}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "DecoderConfig":
+        """Builds the config from a plain mapping, for instance a ConfigDict section.
+
+        Raises:
+          ValueError: for a field that does not exist, naming those that do.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := set(values) - known:
+            raise ValueError(f"model has no field {sorted(unknown)}; known fields: {sorted(known)}")
+        return cls(**{name: tuple(value) if name == "layer_pattern" else value for name, value in values.items()})
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """The kind of each layer, `num_layers` long."""
+        return tuple(self.layer_pattern[i % len(self.layer_pattern)] for i in range(self.num_layers))

@@ -1,0 +1,60 @@
+"""The choice itself: scores of blocks, and the best of the candidates."""
+
+import jax
+import jax.numpy as jnp
+
+from subq_jax.axes import RouterQueries, Scores, Selection, Summaries
+from subq_jax.selection.config import SelectionConfig
+from subq_jax.selection.summaries import score_scale
+from subq_jax.selection.visibility import QueryPlace, is_candidate
+
+
+def matmul_precision(dtype) -> jax.lax.Precision | None:
+    """Full precision for float32 inputs, so that an accelerator's matrix units do not round them to bf16 or tf32."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def block_scores(router_q: RouterQueries, summaries: Summaries) -> Scores:
+    """`router_q . summary / sqrt(R)` of every query and block, accumulated in float32: [B, K, T, NB]."""
+    dtype = jnp.promote_types(router_q.dtype, summaries.dtype)
+    scores = jnp.einsum(
+        "btkr,bknr->bktn",
+        router_q.astype(dtype),
+        summaries.astype(dtype),
+        precision=matmul_precision(dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return scores * score_scale(router_q.shape[-1])
+
+
+def choose_blocks(scores: Scores, place: QueryPlace, config: SelectionConfig) -> Selection:
+    """The `num_blocks` candidates of highest score, ties to the lower index.
+
+    Returns:
+      int32 [B, K, T, M]: block ids ascending, then -1 where a query has fewer candidates.
+    """
+    num_blocks = scores.shape[-1]
+    candidate = is_candidate(jnp.arange(num_blocks), place, config)[:, None]
+    width = min(config.num_blocks, num_blocks)
+    _, best = jax.lax.top_k(jnp.where(candidate, scores, -jnp.inf), width)
+    chosen = jnp.take_along_axis(jnp.broadcast_to(candidate, scores.shape), best, axis=-1)
+    return ascending(jnp.where(chosen, best, num_blocks), num_blocks, config.num_blocks)
+
+
+def admit_selection(selection: Selection, place: QueryPlace, config: SelectionConfig, num_blocks: int) -> Selection:
+    """A selection given from outside, cleaned: ids that are not candidates of their query, and repeats, become -1.
+
+    Takes and returns int32 [B, K, T, M]; so a foreign selection can neither leak the future nor count a block twice.
+    """
+    allowed = jax.vmap(lambda ids: is_candidate(ids, place, config), in_axes=1, out_axes=1)(selection)
+    ids = jnp.sort(jnp.where(allowed, selection, num_blocks), axis=-1)
+    repeat = jnp.concatenate([jnp.zeros_like(ids[..., :1], dtype=bool), ids[..., 1:] == ids[..., :-1]], axis=-1)
+    return ascending(jnp.where(repeat, num_blocks, ids), num_blocks, config.num_blocks)
+
+
+def ascending(ids, none: int, width: int) -> Selection:
+    """Sorts ids, marks `none` as -1 at the end, and pads the last axis to `width`."""
+    ids = jnp.sort(ids.astype(jnp.int32), axis=-1)
+    ids = jnp.where(ids == none, -1, ids)
+    pad = [(0, 0)] * (ids.ndim - 1) + [(0, width - ids.shape[-1])]
+    return jnp.pad(ids, pad, constant_values=-1)
