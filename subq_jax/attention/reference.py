@@ -10,7 +10,7 @@ from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterKeys, Route
 from subq_jax.selection.choose import admit_selection, block_scores, choose_blocks
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.summaries import block_summaries
-from subq_jax.selection.visibility import is_local, is_sink, place_queries
+from subq_jax.selection.visibility import clear_absent_keys, is_local, is_sink, place_queries
 
 
 def reference_selective_attention(
@@ -59,12 +59,6 @@ def reference_selective_attention(
     weights = masked_softmax(logits + bias[:, :, None], visible[:, :, None])
     out = jnp.einsum("bkgts,bskh->btkgh", weights, v32, precision=highest).reshape(q.shape)
     return out.astype(q.dtype), chosen_ids.swapaxes(1, 2)
-
-
-def clear_absent_keys(x, kv_length: PerSequence):
-    """Zeros at positions of axis 1 at or beyond `kv_length` [B], so that nothing stored there can be read."""
-    present = jnp.arange(x.shape[1]) < kv_length[:, None]
-    return jnp.where(present[..., None, None], x, 0)
 
 
 def masked_softmax(logits, visible):

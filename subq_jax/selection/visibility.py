@@ -12,12 +12,13 @@ from subq_jax.selection.config import SelectionConfig
 class QueryPlace(NamedTuple):
     """Where query rows stand; each field is [B, T].
 
-    `position` counts tokens from the first key; `block` is the position's block; `first_block` is where the query's
-    document starts; `exists` is False for padding rows, which see nothing.
+    `position` counts tokens from the first key, `block` is the position's block; `first_position` and `first_block`
+    are where the query's document starts; `exists` is False for padding rows, which see nothing.
     """
 
     position: jax.Array
     block: jax.Array
+    first_position: jax.Array
     first_block: jax.Array
     exists: jax.Array
 
@@ -27,21 +28,20 @@ def place_queries(
 ) -> QueryPlace:
     """Places `num_queries` consecutive query rows that start at `q_offset` [B]."""
     position = q_offset[:, None] + jnp.arange(num_queries, dtype=jnp.int32)
-    block = position // block_size
     if segment_ids is None:
-        return QueryPlace(position, block, jnp.zeros_like(block), jnp.ones_like(block, dtype=bool))
-    exists = jnp.take_along_axis(segment_ids, position, axis=1, mode="clip") >= 0
-    return QueryPlace(position, block, _document_starts(segment_ids, block_size, block), exists)
+        first, exists = jnp.zeros_like(position), jnp.ones_like(position, dtype=bool)
+    else:
+        at_query = lambda x: jnp.take_along_axis(x, position, axis=1, mode="clip")  # noqa: E731
+        first, exists = at_query(document_starts(segment_ids)), at_query(segment_ids) >= 0
+    return QueryPlace(position, position // block_size, first, first // block_size, exists)
 
 
-def _document_starts(segment_ids, block_size, block):
-    """The block in which the document of each query block starts; documents start at block boundaries."""
-    first = segment_ids[:, ::block_size]
-    before = segment_ids[:, block_size - 1 :: block_size][:, : first.shape[1] - 1]
-    starts = jnp.concatenate([jnp.ones_like(first[:, :1], dtype=bool), first[:, 1:] != before], axis=1)
-    index = jnp.arange(first.shape[1], dtype=jnp.int32)
-    start_of_block = jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
-    return jnp.take_along_axis(start_of_block, block, axis=1, mode="clip")
+def document_starts(segment_ids: SegmentIds) -> SegmentIds:
+    """Position at which the document of each token starts: int32 [B, S]."""
+    changes = segment_ids[:, 1:] != segment_ids[:, :-1]
+    index = jnp.arange(1, segment_ids.shape[1], dtype=jnp.int32)
+    starts = jnp.where(changes, index, 0)
+    return jnp.pad(jax.lax.cummax(starts, axis=1), ((0, 0), (1, 0)))
 
 
 def is_sink(block, place: QueryPlace, config: SelectionConfig):
@@ -61,3 +61,9 @@ def is_candidate(block, place: QueryPlace, config: SelectionConfig):
     first = place.first_block[..., None] + config.sink_blocks
     last = place.block[..., None] - config.local_blocks
     return (block >= first) & (block <= last) & place.exists[..., None]
+
+
+def clear_absent_keys(x, kv_length: PerSequence):
+    """Zeros at positions of axis 1 at or beyond `kv_length` [B], so that nothing stored there can be read."""
+    present = jnp.arange(x.shape[1]) < kv_length[:, None]
+    return jnp.where(present[..., None, None], x, 0)

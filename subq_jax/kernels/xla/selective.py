@@ -11,15 +11,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from subq_jax.attention.reference import clear_absent_keys
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterKeys, RouterQueries, SegmentIds, Selection, Values
 from subq_jax.kernels.xla.banded import banded_backward, banded_forward
 from subq_jax.kernels.xla.gathered import gathered_backward, gathered_forward
+from subq_jax.kernels.xla.layout import fold, fold_keys, fold_queries, map_query_chunks, unfold_keys, unfold_queries
 from subq_jax.kernels.xla.tile import merge
 from subq_jax.selection.choose import admit_selection, block_scores, choose_blocks
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.summaries import block_summaries, score_scale, split_blocks
-from subq_jax.selection.visibility import QueryPlace, place_queries
+from subq_jax.selection.visibility import QueryPlace, clear_absent_keys, place_queries
 
 SCORE_ELEMENTS = 8 << 20  # float32 scores held at a time
 
@@ -73,23 +73,6 @@ def _choose(router_q, summaries, place: QueryPlace, config: SelectionConfig, sel
     return tuple(x.swapaxes(1, 2) for x in results)
 
 
-def map_query_chunks(function, args, rows: int):
-    """Applies `function` to chunks of `rows` queries (axis 1) of every array in `args`, one chunk after another."""
-    batch, queries = jax.tree.leaves(args)[0].shape[:2]
-    if rows >= queries:
-        return function(args)
-    chunks = -(-queries // rows)
-
-    def split(x):
-        x = jnp.pad(x, [(0, 0), (0, chunks * rows - queries)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, chunks, rows, *x.shape[2:]), 1, 0)
-
-    def join(x):
-        return jnp.moveaxis(x, 0, 1).reshape(batch, chunks * rows, *x.shape[3:])[:, :queries]
-
-    return jax.tree.map(join, jax.lax.map(function, jax.tree.map(split, args)))
-
-
 class _Rows(NamedTuple):
     """The arguments in kernel layout: X = B * K rows, one per sequence and KV head."""
 
@@ -108,14 +91,14 @@ class _Rows(NamedTuple):
 def _rows(config, q, k, v, chosen, scores, place: QueryPlace) -> _Rows:
     batch, _, kv_heads, _ = k.shape
     sinks = _sink_ids(place, config)
-    ids = jnp.concatenate([jnp.repeat(sinks, kv_heads, axis=0), _fold(chosen)], axis=-1)
-    bias = jnp.concatenate([jnp.zeros((*ids.shape[:2], config.sink_blocks)), _fold(scores)], axis=-1)
+    ids = jnp.concatenate([jnp.repeat(sinks, kv_heads, axis=0), fold(chosen)], axis=-1)
+    bias = jnp.concatenate([jnp.zeros((*ids.shape[:2], config.sink_blocks)), fold(scores)], axis=-1)
     lower = jnp.maximum(place.first_block, place.block - config.local_blocks + 1) * config.block_size
     lower = jnp.where(place.exists, lower, place.position + 1)
     per_head = lambda x: jnp.repeat(x, kv_heads, axis=0)  # noqa: E731
     return _Rows(
-        _fold_queries(q, kv_heads), _fold_keys(k), _fold_keys(v),
-        _fold(split_blocks(k, config.block_size)), _fold(split_blocks(v, config.block_size)),
+        fold_queries(q, kv_heads), fold_keys(k), fold_keys(v),
+        fold(split_blocks(k, config.block_size)), fold(split_blocks(v, config.block_size)),
         ids, bias, per_head(lower), per_head(place.position), config.block_size * config.local_blocks - 1,
     )
 
@@ -125,33 +108,6 @@ def _sink_ids(place: QueryPlace, config: SelectionConfig):
     sinks = place.first_block[..., None] + jnp.arange(config.sink_blocks, dtype=jnp.int32)
     apart = (sinks <= place.block[..., None] - config.local_blocks) & place.exists[..., None]
     return jnp.where(apart, sinks, -1)
-
-
-def _fold(x):
-    """[B, K, ...] -> [X, ...]."""
-    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-
-
-def _fold_keys(x):
-    """[B, S, K, H] -> [X, S, H]."""
-    return _fold(x.swapaxes(1, 2))
-
-
-def _fold_queries(x, kv_heads: int):
-    """[B, T, N, ...] -> [X, T, G, ...]."""
-    x = x.reshape(*x.shape[:2], kv_heads, -1, *x.shape[3:])
-    return _fold(jnp.moveaxis(x, 2, 1))
-
-
-def _unfold_queries(x, batch: int):
-    """[X, T, G, H] -> [B, T, N, H]."""
-    x = jnp.moveaxis(x.reshape(batch, -1, *x.shape[1:]), 1, 2)
-    return x.reshape(*x.shape[:2], -1, x.shape[-1])
-
-
-def _unfold_keys(x, batch: int):
-    """[X, S, H] -> [B, S, K, H]."""
-    return x.reshape(batch, -1, *x.shape[1:]).swapaxes(1, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -164,7 +120,7 @@ def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, 
     local = banded_forward(rows.q, rows.k, rows.v, rows.lower, rows.position, rows.reach)
     listed = gathered_forward(rows.q, rows.k_blocks, rows.v_blocks, rows.ids, rows.bias)
     out, lse = merge([local, listed])
-    out = _unfold_queries(out, q.shape[0]).astype(q.dtype)
+    out = unfold_queries(out, q.shape[0]).astype(q.dtype)
     return out, (q, k, v, router_q, summaries, chosen, scores, place, out, lse)
 
 
@@ -172,18 +128,18 @@ def _attend_backward(config, gate, residuals, d_out):
     q, k, v, router_q, summaries, chosen, scores, place, out, lse = residuals
     (batch, length, kv_heads, _), sinks = k.shape, config.sink_blocks
     rows = _rows(config, q, k, v, chosen, scores, place)
-    d_out, out = _fold_queries(d_out, kv_heads), _fold_queries(out, kv_heads)
+    d_out, out = fold_queries(d_out, kv_heads), fold_queries(out, kv_heads)
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)
-    gated = _fold_keys(router_q if gate else router_q[..., :0])
+    gated = fold_keys(router_q if gate else router_q[..., :0])
 
     local = banded_backward(rows.q, rows.k, rows.v, rows.lower, rows.position, rows.reach, d_out, lse, delta)
     dq, dk, dv, d_bias, d_side = gathered_backward(
         rows.q, rows.k_blocks, rows.v_blocks, rows.ids, rows.bias, d_out, lse, delta, gated, sinks)
 
     join = lambda x: x.reshape(x.shape[0], -1, x.shape[-1])[:, :length]  # noqa: E731
-    dq = _unfold_queries(local[0] + dq, batch).astype(q.dtype)
-    dk = _unfold_keys(local[1] + join(dk), batch).astype(k.dtype)
-    dv = _unfold_keys(local[2] + join(dv), batch).astype(v.dtype)
+    dq = unfold_queries(local[0] + dq, batch).astype(q.dtype)
+    dk = unfold_keys(local[1] + join(dk), batch).astype(k.dtype)
+    dv = unfold_keys(local[2] + join(dv), batch).astype(v.dtype)
     d_router_q, d_summaries = jnp.zeros_like(router_q), jnp.zeros_like(summaries)
     if gate:
         d_scores = d_bias[..., sinks:].reshape(chosen.shape) * score_scale(router_q.shape[-1])

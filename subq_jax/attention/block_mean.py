@@ -1,0 +1,27 @@
+"""Blocks chosen by mean keys: the training-free selector that selective attention is compared with."""
+
+from subq_jax.attention.api import selective_attention
+from subq_jax.axes import Keys, Outputs, PerSequence, Queries, SegmentIds, Values
+from subq_jax.selection.config import SelectionConfig
+
+
+def block_mean_attention(
+    q: Queries,
+    k: Keys,
+    v: Values,
+    config: SelectionConfig,
+    q_offset: int | PerSequence | None = None,
+    kv_length: int | PerSequence | None = None,
+    segment_ids: SegmentIds | None = None,
+) -> Outputs:
+    """Exact attention over the blocks whose mean key is nearest to the mean query of the head group.
+
+    The same sink, local and selected blocks as `selective_attention`, with `q` averaged over each head group in place
+    of the router's queries, `k` in place of its keys, mean pooling and no gate. Arguments and errors as there.
+
+    Source: MoBA (arXiv 2502.13189).
+    """
+    batch, queries, heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    router_q = q.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim).mean(axis=3)
+    return selective_attention(q, k, v, router_q, k, config, q_offset, kv_length, segment_ids, gate=False)

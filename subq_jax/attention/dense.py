@@ -1,0 +1,80 @@
+"""Full causal attention: the arm that every other one is compared with."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from subq_jax.attention import checks
+from subq_jax.axes import Keys, Outputs, PerSequence, Queries, SegmentIds, Values
+from subq_jax.kernels.xla.layout import map_query_chunks
+from subq_jax.selection.visibility import clear_absent_keys, place_queries
+
+CHUNK_ELEMENTS = 8 << 20  # float32 logits held at a time
+STRIPS = 8  # a query strip reads only the keys up to its end, which saves nearly half of the square
+
+
+def dense_attention(
+    q: Queries,
+    k: Keys,
+    v: Values,
+    q_offset: int | PerSequence | None = None,
+    kv_length: int | PerSequence | None = None,
+    segment_ids: SegmentIds | None = None,
+) -> Outputs:
+    """Exact causal attention over every past position of the query's document.
+
+    Runs cuDNN's flash attention for whole causal sequences in bf16 or fp16 on a GPU, and elsewhere
+    `jax.nn.dot_product_attention` over chunks of queries, so that memory stays linear in the length.
+
+    Args:
+      q: queries [B, T, N, H].
+      k: keys [B, S, K, H].
+      v: values [B, S, K, H].
+      q_offset: position of the first query, int or int32 [B]; default `kv_length - T`.
+      kv_length: number of keys that exist, int or int32 [B]; default S.
+      segment_ids: int [B, S], packed documents; rows with a negative id output 0.
+
+    Returns:
+      the output [B, T, N, H] in `q`'s dtype.
+
+    Raises:
+      TypeError, ValueError: for arguments that do not fit together, naming the argument.
+    """
+    checks.check_float_arrays({"q": q, "k": k, "v": v})
+    checks.check_heads(q, k, v)
+    (batch, queries), length = q.shape[:2], k.shape[1]
+    checks.check_segment_ids(segment_ids, batch, length, block_size=1)
+    whole = q_offset is None and kv_length is None and queries == length
+    if whole and segment_ids is None and jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+    offset = checks.check_q_offset(q_offset, kv_length, batch, queries, length)
+    present = checks.check_kv_length(kv_length, batch, length)
+    place = place_queries(offset, queries, segment_ids, block_size=1)
+    k, v = clear_absent_keys(k, present), clear_absent_keys(v, present)
+
+    strip = -(-queries // STRIPS) if whole and queries >= 1024 else queries
+    outs = []
+    for start in range(0, queries, strip):
+        stop = min(start + strip, queries)
+        seen = stop if whole else length
+        rows = jax.tree.map(lambda x, a=start, b=stop: x[:, a:b], (q, place))
+        outs.append(_attend(*rows, k[:, :seen], v[:, :seen]))
+    return jnp.concatenate(outs, axis=1)
+
+
+def _attend(q, place, k, v):
+    """Attention of the rows `q` at `place` over all of `k`, a chunk of queries at a time."""
+    batch, queries, heads, _ = q.shape
+    key = jnp.arange(k.shape[1])
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def chunk(args):
+        q, place = args
+        visible = (key >= place.first_position[..., None]) & (key <= place.position[..., None])
+        visible &= place.exists[..., None]
+        out = jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], implementation="xla")
+        return jnp.where(visible.any(axis=-1)[..., None, None], out, 0)
+
+    rows = max(1, CHUNK_ELEMENTS // (batch * heads * k.shape[1]))
+    return map_query_chunks(chunk, (q, place), rows)

@@ -1,0 +1,46 @@
+"""The arms of an experiment: a mechanism's name and a budget are all that an experiment has to say."""
+
+import dataclasses
+
+from subq_jax.selection.config import SelectionConfig, check_integer
+
+MECHANISMS = ("dense", "sliding_window", "block_mean", "selective")
+SELECTING = ("block_mean", "selective")  # arms that choose blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class Mechanism:
+    """An arm at a budget of key positions visible to a query; `dense` sees everything and has no budget.
+
+    Raises:
+      ValueError: for an unknown name, or a budget that the arm cannot spend exactly.
+    """
+
+    name: str
+    budget: int
+    block_size: int
+    sink_blocks: int
+    local_blocks: int
+
+    def __post_init__(self):
+        if self.name not in MECHANISMS:
+            raise ValueError(f"mechanism must be one of {MECHANISMS}, got {self.name!r}")
+        if self.name != "dense":
+            check_integer("budget", self.budget, 1)
+        if self.name in SELECTING:
+            fixed = self.sink_blocks + self.local_blocks
+            if self.budget % self.block_size or self.budget // self.block_size <= fixed:
+                raise ValueError(
+                    f"budget of {self.name} must be a multiple of block_size={self.block_size} and leave at least one "
+                    f"block beside {self.sink_blocks} sink and {self.local_blocks} local blocks, got {self.budget}")
+
+    def selection_config(self) -> SelectionConfig:
+        """The selection that spends the budget: what sink and local blocks leave goes to selected blocks."""
+        num_blocks = self.budget // self.block_size - self.sink_blocks - self.local_blocks
+        pooling = "max" if self.name == "selective" else "mean"
+        return SelectionConfig(self.block_size, num_blocks, self.local_blocks, self.sink_blocks, pooling)
+
+
+def check_mechanism(name: str, budget: int, block_size: int, sink_blocks: int, local_blocks: int) -> None:
+    """Raises ValueError unless the mechanism exists and can spend the budget."""
+    Mechanism(name, budget, block_size, sink_blocks, local_blocks)

@@ -1,0 +1,80 @@
+"""Attention to the most recent positions only: the arm that forgets, and the model's local layers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from subq_jax.attention import checks
+from subq_jax.axes import Keys, Outputs, PerSequence, Queries, SegmentIds, Values
+from subq_jax.kernels.xla.banded import banded_backward, banded_forward
+from subq_jax.kernels.xla.layout import fold_keys, fold_queries, unfold_queries
+from subq_jax.selection.config import check_integer
+from subq_jax.selection.visibility import clear_absent_keys, place_queries
+
+
+def sliding_window_attention(
+    q: Queries,
+    k: Keys,
+    v: Values,
+    window: int,
+    q_offset: int | PerSequence | None = None,
+    kv_length: int | PerSequence | None = None,
+    segment_ids: SegmentIds | None = None,
+    first_key: int | PerSequence = 0,
+) -> Outputs:
+    """Exact attention of every query to the `window` most recent positions of its document, itself included.
+
+    Args:
+      q: queries [B, T, N, H].
+      k: keys [B, S, K, H].
+      v: values [B, S, K, H].
+      window: visible positions, >= 1.
+      q_offset: position of the first query, int or int32 [B]; default `kv_length - T`.
+      kv_length: number of keys that exist, int or int32 [B]; default S.
+      segment_ids: int [B, S], packed documents; rows with a negative id output 0.
+      first_key: keys before this position do not exist, int or int32 [B] (the unfilled part of a rolling cache).
+
+    Returns:
+      the output [B, T, N, H] in `q`'s dtype.
+
+    Raises:
+      TypeError, ValueError: for arguments that do not fit together, naming the argument.
+    """
+    checks.check_float_arrays({"q": q, "k": k, "v": v})
+    checks.check_heads(q, k, v)
+    check_integer("window", window, 1)
+    (batch, queries), (length, kv_heads) = q.shape[:2], k.shape[1:3]
+    checks.check_segment_ids(segment_ids, batch, length, block_size=1)
+    offset = checks.check_q_offset(q_offset, kv_length, batch, queries, length)
+    place = place_queries(offset, queries, segment_ids, block_size=1)
+    first_key = checks.per_sequence("first_key", first_key, batch)[:, None]
+    lower = jnp.maximum(jnp.maximum(place.first_position, first_key), place.position - window + 1)
+    lower = jnp.where(place.exists, lower, place.position + 1)
+    lower, position = (jnp.repeat(x, kv_heads, axis=0) for x in (lower, place.position))
+    present = checks.check_kv_length(kv_length, batch, length)
+    k, v = clear_absent_keys(k, present), clear_absent_keys(v, present)
+    q = jnp.where(place.exists[..., None, None], q, 0)
+    out = _attend(window - 1, fold_queries(q, kv_heads), fold_keys(k), fold_keys(v), lower, position)
+    return unfold_queries(out, batch)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(reach, q, k, v, lower, position):
+    return _attend_forward(reach, q, k, v, lower, position)[0]
+
+
+def _attend_forward(reach, q, k, v, lower, position):
+    out, lse = banded_forward(q, k, v, lower, position, reach)
+    out = out.astype(q.dtype)
+    return out, (q, k, v, lower, position, out, lse)
+
+
+def _attend_backward(reach, residuals, d_out):
+    q, k, v, lower, position, out, lse = residuals
+    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)
+    grads = banded_backward(q, k, v, lower, position, reach, d_out, lse, delta)
+    return *(g.astype(x.dtype) for g, x in zip(grads, (q, k, v), strict=True)), None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)

@@ -1,0 +1,51 @@
+"""Between the public layout [B, T, N, H] and the kernels' rows X = B * K, one per sequence and KV head."""
+
+import jax
+import jax.numpy as jnp
+
+
+def fold(x):
+    """[B, K, ...] -> [X, ...]."""
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+def fold_keys(x):
+    """[B, S, K, H] -> [X, S, H]."""
+    return fold(x.swapaxes(1, 2))
+
+
+def fold_queries(x, kv_heads: int):
+    """[B, T, N, H] -> [X, T, G, H]."""
+    x = x.reshape(*x.shape[:2], kv_heads, x.shape[2] // kv_heads, *x.shape[3:])
+    return fold(jnp.moveaxis(x, 2, 1))
+
+
+def unfold_queries(x, batch: int):
+    """[X, T, G, H] -> [B, T, N, H]."""
+    x = jnp.moveaxis(x.reshape(batch, x.shape[0] // batch, *x.shape[1:]), 1, 2)
+    return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], x.shape[4])
+
+
+def unfold_keys(x, batch: int):
+    """[X, S, H] -> [B, S, K, H]."""
+    return x.reshape(batch, x.shape[0] // batch, *x.shape[1:]).swapaxes(1, 2)
+
+
+def map_query_chunks(function, args, rows: int):
+    """Applies `function` to chunks of `rows` queries (axis 1) of every array in `args`, one chunk after another.
+
+    `function` takes the tree `args` of arrays [B, rows, ...] and returns a tree of such arrays.
+    """
+    batch, queries = jax.tree.leaves(args)[0].shape[:2]
+    if rows >= queries:
+        return function(args)
+    chunks = -(-queries // rows)
+
+    def split(x):
+        x = jnp.pad(x, [(0, 0), (0, chunks * rows - queries)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, chunks, rows, *x.shape[2:]), 1, 0)
+
+    def join(x):
+        return jnp.moveaxis(x, 0, 1).reshape(batch, chunks * rows, *x.shape[3:])[:, :queries]
+
+    return jax.tree.map(join, jax.lax.map(function, jax.tree.map(split, args)))

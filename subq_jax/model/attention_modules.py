@@ -1,0 +1,236 @@
+"""The mechanisms as Flax modules: drop-ins for `nnx.MultiHeadAttention` in anyone's model.
+
+Each class takes the constructor arguments of `nnx.MultiHeadAttention`, keeps its parameter names, and is called the
+same way, as causal self-attention:
+
+    attention = SelectiveAttention(num_heads=8, in_features=512, num_kv_heads=1, rngs=nnx.Rngs(0))
+    y = attention(x)                                    # x, y [..., T, D]
+
+With `init_cache` and `decode=True` a call takes one or more further tokens. Linen models use
+`flax.nnx.bridge.to_linen(SelectiveAttention, ...)`.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from subq_jax.attention.api import selective_attention
+from subq_jax.attention.block_mean import block_mean_attention
+from subq_jax.attention.dense import dense_attention
+from subq_jax.attention.sliding_window import sliding_window_attention
+from subq_jax.axes import Activations, SegmentIds
+from subq_jax.model.rope import apply_rope
+from subq_jax.selection.config import SelectionConfig, check_integer
+
+
+class CausalAttention(nnx.MultiHeadAttention):
+    """What the mechanisms share: projections, optional QK-norm and RoPE, a key/value cache.
+
+    Subclasses implement `attend`. Beside the arguments of `nnx.MultiHeadAttention`, `rope_base` (a float, default
+    None for no positional encoding) turns on rotary positions.
+
+    Raises:
+      ValueError: for options of `nnx.MultiHeadAttention` that causal self-attention does not have.
+    """
+
+    def __init__(self, num_heads, in_features, qkv_features=None, out_features=None, num_kv_heads=None,
+                 in_kv_features=None, *, rope_base: float | None = None, rngs: nnx.Rngs, **options):
+        if options.get("dropout_rate"):
+            raise ValueError(f"dropout_rate must be 0 (weights are never materialised), got {options['dropout_rate']}")
+        if "attention_fn" in options:
+            raise ValueError("attention_fn cannot be set: the class is the attention function")
+        super().__init__(num_heads, in_features, qkv_features, out_features, num_kv_heads, in_kv_features,
+                         rngs=rngs, **options)
+        if self.in_kv_features != self.in_features:
+            raise ValueError(f"in_kv_features must equal in_features={in_features}, got {in_kv_features}")
+        self.rope_base = rope_base
+
+    def __call__(
+        self,
+        inputs_q: Activations,
+        inputs_k: Activations | None = None,
+        inputs_v: Activations | None = None,
+        *,
+        mask=None,
+        deterministic: bool | None = None,
+        rngs=None,
+        sow_weights: bool = False,
+        decode: bool | None = None,
+        is_causal: bool = True,
+        out_sharding=None,
+        qkv_sharding=None,
+        segment_ids: SegmentIds | None = None,
+        **arguments,
+    ) -> Activations:
+        """Causal self-attention of inputs_q [..., T, D].
+
+        Args:
+          inputs_q: the activations.
+          inputs_k: None or `inputs_q`.
+          inputs_v: None or `inputs_q`.
+          mask: None; packed documents are told apart by `segment_ids`.
+          deterministic: unused, there is no dropout.
+          rngs: unused, there is no dropout.
+          sow_weights: False; attention weights are never materialised.
+          decode: whether the tokens follow those in the cache; default the constructor's `decode`, then False.
+          is_causal: True.
+          out_sharding: sharding of the output projection, as in `nnx.MultiHeadAttention`.
+          qkv_sharding: sharding of the input projections, likewise.
+          segment_ids: int [..., T], packed documents, each starting at a block boundary; not with `decode`.
+          **arguments: those of the subclass's `attend`.
+
+        Raises:
+          ValueError: for anything that is not causal self-attention, and for `decode` without a cache or beyond it.
+        """
+        if any(x is not None and x is not inputs_q for x in (inputs_k, inputs_v)):
+            raise ValueError("inputs_k and inputs_v must be None or inputs_q: this is causal self-attention")
+        if mask is not None or sow_weights or not is_causal:
+            raise ValueError("mask must be None, sow_weights False and is_causal True: this is causal self-attention")
+        if inputs_q.shape[-1] != self.in_features:
+            raise ValueError(f"inputs_q must have in_features={self.in_features} features, got {inputs_q.shape}")
+        lead = inputs_q.shape[:-2]
+        x = inputs_q.reshape(-1, *inputs_q.shape[-2:])
+        segment_ids = None if segment_ids is None else segment_ids.reshape(-1, segment_ids.shape[-1])
+        q, k, v = (project(x, out_sharding=qkv_sharding) for project in (self.query, self.key, self.value))
+        if self.normalize_qk:
+            q, k = self.query_ln(q), self.key_ln(k)
+        decode = bool(self.decode if decode is None else decode)
+        if decode and segment_ids is not None:
+            raise ValueError("segment_ids must be None with decode=True: a cache holds one document per sequence")
+        if self.rope_base is not None:
+            start = self._cache("cache_index") if decode else 0
+            position = start + jnp.arange(x.shape[1])
+            q, k = (apply_rope(y, position, self.rope_base) for y in (q, k))
+        place = self.extend_cache(key=k, value=v) if decode else {"segment_ids": segment_ids}
+        if decode:
+            k, v = place.pop("key"), place.pop("value")
+        out = self.attend(x, q, k, v, place, decode=decode, **arguments)
+        out = self.out(out, out_sharding=out_sharding)
+        if decode:
+            self.cache_index[...] += x.shape[1]
+        return out.reshape(*lead, *out.shape[-2:])
+
+    def attend(self, x, q, k, v, place: dict, *, decode: bool):
+        """Attention of q [B, T, N, H] over k and v [B, S, K, H]; `place` are the keyword arguments that say where."""
+        raise NotImplementedError
+
+    def init_cache(self, input_shape, dtype=jnp.float32):
+        """Makes empty caches for sequences of `input_shape` = (..., length, D), as `nnx.MultiHeadAttention` does."""
+        self._init_caches(input_shape, dtype, key=self.head_dim, value=self.head_dim)
+
+    def _init_caches(self, input_shape, dtype, **widths: int):
+        *lead, length, _ = input_shape
+        batch = 1
+        for size in lead:
+            batch *= size
+        for name, width in widths.items():
+            setattr(self, f"cached_{name}", nnx.Cache(jnp.zeros((batch, length, self.num_kv_heads, width), dtype)))
+        self.cache_index = nnx.Cache(jnp.array(0, dtype=jnp.int32))
+
+    def _cache(self, name: str):
+        cache = getattr(self, name)
+        if cache is None:
+            raise ValueError("decode=True needs a cache: call init_cache((..., length, features)) first")
+        return cache[...]
+
+    def extend_cache(self, **new) -> dict:
+        """Writes new keys at the cache's end; returns the whole caches and where the queries stand."""
+        index, result = self._cache("cache_index"), {}
+        for name, value in new.items():
+            cache = self._cache(f"cached_{name}")
+            if value.shape[0] != cache.shape[0] or value.shape[1] > cache.shape[1]:
+                raise ValueError(f"the cache holds [batch, length] = {cache.shape[:2]}, got tokens {value.shape[:2]}")
+            if not isinstance(index, jax.core.Tracer) and index + value.shape[1] > cache.shape[1]:
+                raise ValueError(f"the cache holds {cache.shape[1]} tokens, got {index} + {value.shape[1]}")
+            cache = jax.lax.dynamic_update_slice_in_dim(cache, value.astype(cache.dtype), index, axis=1)
+            getattr(self, f"cached_{name}")[...] = cache
+            result[name] = cache.astype(value.dtype)
+        queries = next(iter(new.values())).shape[1]
+        return result | {"q_offset": index, "kv_length": index + queries}
+
+
+class DenseAttention(CausalAttention):
+    """Full causal attention."""
+
+    def attend(self, x, q, k, v, place, *, decode):
+        return dense_attention(q, k, v, **place)
+
+
+class SlidingWindowAttention(CausalAttention):
+    """Attention to the last `window` positions; its cache holds no more than those."""
+
+    def __init__(self, *args, window: int, **options):
+        check_integer("window", window, 1)
+        super().__init__(*args, **options)
+        self.window = window
+
+    def init_cache(self, input_shape, dtype=jnp.float32):
+        *lead, length, features = input_shape
+        super().init_cache((*lead, min(length, self.window), features), dtype)
+
+    def extend_cache(self, **new) -> dict:
+        """Appends to the last `window` keys; slots before the first token are marked as absent."""
+        index, result = self._cache("cache_index"), {}
+        for name, value in new.items():
+            cache = self._cache(f"cached_{name}")
+            if value.shape[0] != cache.shape[0]:
+                raise ValueError(f"the cache holds {cache.shape[0]} sequences, got {value.shape[0]}")
+            joined = jnp.concatenate([cache, value.astype(cache.dtype)], axis=1)
+            getattr(self, f"cached_{name}")[...] = joined[:, value.shape[1]:]
+            result[name] = joined.astype(value.dtype)
+        return result | {"first_key": jnp.maximum(cache.shape[1] - index, 0)}
+
+    def attend(self, x, q, k, v, place, *, decode):
+        return sliding_window_attention(q, k, v, self.window, **place)
+
+
+class BlockMeanAttention(CausalAttention):
+    """Blocks chosen by mean keys (MoBA); `selection` says how many."""
+
+    def __init__(self, *args, selection: SelectionConfig, **options):
+        super().__init__(*args, **options)
+        self.selection = selection
+
+    def attend(self, x, q, k, v, place, *, decode):
+        return block_mean_attention(q, k, v, self.selection, **place)
+
+
+class SelectiveAttention(CausalAttention):
+    """Selective attention with a non-negative router trained through its gate.
+
+    `selection` sets block size and budget, `router_dim` the width R of the router. `gate` and `implementation` are
+    those of `subq_jax.selective_attention`. A call takes `dense_selection=True` for the dense warm-up: every
+    candidate block is selected, and all of them receive a gradient.
+    """
+
+    def __init__(self, num_heads, in_features, *args, selection: SelectionConfig | None = None, router_dim: int = 64,
+                 gate: bool = True, implementation: str | None = None, router_init=None, rngs: nnx.Rngs, **options):
+        super().__init__(num_heads, in_features, *args, rngs=rngs, **options)
+        check_integer("router_dim", router_dim, 1)
+        self.selection = SelectionConfig() if selection is None else selection
+        self.router_dim, self.gate, self.implementation = router_dim, gate, implementation
+        project = lambda: nnx.LinearGeneral(  # noqa: E731
+            in_features, (self.num_kv_heads, router_dim), use_bias=False, dtype=self.dtype,
+            param_dtype=self.param_dtype, kernel_init=router_init or nnx.initializers.lecun_normal(), rngs=rngs)
+        self.router_query, self.router_key = project(), project()
+        self.cached_router_key: nnx.Cache | None = nnx.data(None)
+
+    def init_cache(self, input_shape, dtype=jnp.float32):
+        self._init_caches(input_shape, dtype, key=self.head_dim, value=self.head_dim, router_key=self.router_dim)
+
+    def attend(self, x, q, k, v, place, *, decode, dense_selection: bool = False):
+        router_q, router_k = jax.nn.softplus(self.router_query(x)), jax.nn.softplus(self.router_key(x))
+        if decode:
+            router_k = self.extend_cache(router_key=router_k)["router_key"]
+        selection = self.selection
+        if dense_selection:
+            selection = covering(selection, k.shape[1])
+        return selective_attention(q, k, v, router_q, router_k, selection, gate=self.gate,
+                                   implementation=self.implementation, **place)
+
+
+def covering(selection: SelectionConfig, length: int) -> SelectionConfig:
+    """The same selection with as many blocks as `length` tokens have."""
+    blocks = -(-length // selection.block_size)
+    return SelectionConfig(selection.block_size, blocks, selection.local_blocks, selection.sink_blocks,
+                           selection.pooling)

@@ -1,0 +1,145 @@
+"""The decoder: local layers with RoPE for what is near, NoPE layers with the mechanism under study for the rest."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from subq_jax.attention.mechanisms import Mechanism
+from subq_jax.axes import Activations, Logits, SegmentIds, Tokens
+from subq_jax.model.attention_modules import (
+    BlockMeanAttention,
+    CausalAttention,
+    DenseAttention,
+    SelectiveAttention,
+    SlidingWindowAttention,
+)
+from subq_jax.model.config import DecoderConfig
+from subq_jax.model.short_conv import ShortConvolution
+
+
+class Decoder(nnx.Module):
+    """A pre-norm decoder-only transformer: short convolution, attention, SwiGLU.
+
+    Parameters carry logical axis names ("embed", "heads", "mlp", "vocab", "router") that `subq_jax.parallel` maps to
+    a mesh. With `init_cache` and `decode=True` a call continues the sequences in the cache.
+    """
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
+        self.embed = nnx.Embed(
+            config.vocab_size, config.width, dtype=dtype, param_dtype=param_dtype, rngs=rngs,
+            embedding_init=_named(nnx.initializers.normal(0.16), "vocab", "embed"))
+        self.layers = nnx.List([DecoderLayer(config, kind, rngs=rngs) for kind in config.layer_kinds])
+        self.norm = _norm(config, rngs)
+        self.head = nnx.Linear(
+            config.width, config.vocab_size, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs,
+            kernel_init=_named(nnx.initializers.lecun_normal(), "embed", "vocab"))
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        *,
+        segment_ids: SegmentIds | None = None,
+        dense_selection: bool = False,
+        decode: bool = False,
+    ) -> Logits:
+        """Next-token logits, float32 [B, T, V].
+
+        Args:
+          tokens: int32 [B, T].
+          segment_ids: int32 [B, T], packed documents, each starting at a block boundary; negative for padding.
+          dense_selection: the dense warm-up: selective layers select every candidate block.
+          decode: whether the tokens continue the sequences in the cache.
+        """
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = layer(x, segment_ids=segment_ids, dense_selection=dense_selection, decode=decode)
+        return self.head(self.norm(x)).astype(jnp.float32)
+
+    def init_cache(self, batch: int, length: int) -> None:
+        """Makes empty caches for `batch` sequences of up to `length` tokens."""
+        for layer in self.layers:
+            layer.init_cache(batch, length)
+
+
+class DecoderLayer(nnx.Module):
+    """One residual layer, `"local"` or `"selective"`."""
+
+    def __init__(self, config: DecoderConfig, kind: str, *, rngs: nnx.Rngs):
+        self.width, self.dtype = config.width, jnp.dtype(config.dtype)
+        self.takes_warm_up = kind == "selective" and config.mechanism == "selective"
+        self.attention_norm, self.mlp_norm = _norm(config, rngs), _norm(config, rngs)
+        self.conv = ShortConvolution(config.width, config.conv_width, dtype=self.dtype, rngs=rngs)
+        self.attention = build_attention(config, kind, rngs=rngs)
+        self.mlp = SwiGLU(config, rngs=rngs)
+
+    def __call__(self, x: Activations, *, segment_ids, dense_selection: bool, decode: bool) -> Activations:
+        arguments = {"dense_selection": dense_selection} if self.takes_warm_up else {}
+        y = self.conv(self.attention_norm(x), segment_ids=segment_ids, decode=decode)
+        x = x + self.attention(y, segment_ids=segment_ids, decode=decode, **arguments)
+        return x + self.mlp(self.mlp_norm(x))
+
+    def init_cache(self, batch: int, length: int) -> None:
+        """Makes empty caches for `batch` sequences of up to `length` tokens."""
+        self.conv.init_cache(batch)
+        self.attention.init_cache((batch, length, self.width), self.dtype)
+
+
+class SwiGLU(nnx.Module):
+    """Gated MLP (arXiv 2002.05202)."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        def linear(inputs, outputs, *names):
+            return nnx.Linear(
+                inputs, outputs, use_bias=False, dtype=jnp.dtype(config.dtype),
+                param_dtype=jnp.dtype(config.param_dtype), rngs=rngs,
+                kernel_init=_named(nnx.initializers.lecun_normal(), *names))
+
+        self.gate = linear(config.width, config.mlp_width, "embed", "mlp")
+        self.up = linear(config.width, config.mlp_width, "embed", "mlp")
+        self.down = linear(config.mlp_width, config.width, "mlp", "embed")
+
+    def __call__(self, x: Activations) -> Activations:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+def build_attention(config: DecoderConfig, kind: str, *, rngs: nnx.Rngs) -> CausalAttention:
+    """The attention module of a layer: a RoPE window for `"local"`, the configured mechanism for `"selective"`.
+
+    Raises:
+      ValueError: for an unknown mechanism, or a budget that it cannot spend.
+    """
+    options = {
+        "num_heads": config.num_heads, "in_features": config.width, "num_kv_heads": config.num_kv_heads,
+        "qkv_features": config.num_heads * config.head_dim, "out_features": config.width,
+        "use_bias": False, "normalize_qk": True, "dtype": jnp.dtype(config.dtype),
+        "param_dtype": jnp.dtype(config.param_dtype), "rngs": rngs,
+        "kernel_init": _named(nnx.initializers.lecun_normal(), "embed", "heads", "head_dim"),
+        "out_kernel_init": _named(nnx.initializers.lecun_normal(), "heads", "head_dim", "embed"),
+    }
+    mechanism = Mechanism(
+        config.mechanism, config.budget, config.block_size, config.sink_blocks, config.local_blocks)
+    if kind == "local":
+        return SlidingWindowAttention(**options, window=config.local_window, rope_base=config.rope_base)
+    match mechanism.name:
+        case "dense":
+            return DenseAttention(**options)
+        case "sliding_window":
+            return SlidingWindowAttention(**options, window=config.budget)
+        case "block_mean":
+            return BlockMeanAttention(**options, selection=mechanism.selection_config())
+        case "selective":
+            router_init = _named(nnx.initializers.lecun_normal(), "embed", "heads", "router")
+            return SelectiveAttention(
+                **options, selection=mechanism.selection_config(), router_dim=config.router_dim,
+                router_init=router_init)
+
+
+def _named(init, *names: str):
+    return nnx.with_partitioning(init, names, eager_sharding=False)  # names of this package, not of a mesh
+
+
+def _norm(config: DecoderConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(
+        config.width, dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype), rngs=rngs)
