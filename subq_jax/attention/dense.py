@@ -7,10 +7,12 @@ import jax.numpy as jnp
 
 from subq_jax.attention import checks
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, SegmentIds, Values
-from subq_jax.kernels.xla.layout import map_query_chunks
+from subq_jax.kernels.xla.layout import fold_keys, fold_queries, map_query_chunks, unfold_queries
+from subq_jax.kernels.xla.tile import tile_forward
 from subq_jax.selection.visibility import clear_absent_keys, place_queries
 
-CHUNK_ELEMENTS = 8 << 20  # float32 logits held at a time
+CHUNK_ELEMENTS = 2 << 20  # float32 logits held at a time, where that leaves MIN_ROWS queries a chunk
+MIN_ROWS = 16
 STRIPS = 8  # a query strip reads only the keys up to its end, which saves nearly half of the square
 
 
@@ -24,8 +26,8 @@ def dense_attention(
 ) -> Outputs:
     """Exact causal attention over every past position of the query's document.
 
-    Runs cuDNN's flash attention for whole causal sequences in bf16 or fp16 on a GPU, and elsewhere
-    `jax.nn.dot_product_attention` over chunks of queries, so that memory stays linear in the length.
+    Runs cuDNN's flash attention for whole causal sequences in bf16 or fp16 on a GPU, and elsewhere plain XLA over
+    chunks of queries, recomputed in the backward pass, so that memory stays linear in the length.
 
     Args:
       q: queries [B, T, N, H].
@@ -65,16 +67,17 @@ def dense_attention(
 
 def _attend(q, place, k, v):
     """Attention of the rows `q` at `place` over all of `k`, a chunk of queries at a time."""
-    batch, queries, heads, _ = q.shape
-    key = jnp.arange(k.shape[1])
+    batch, kv_heads = q.shape[0], k.shape[2]
+    k, v = fold_keys(k), fold_keys(v)
+    key = jnp.arange(k.shape[1])[None, None]
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def chunk(args):
         q, place = args
         visible = (key >= place.first_position[..., None]) & (key <= place.position[..., None])
-        visible &= place.exists[..., None]
-        out = jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], implementation="xla")
-        return jnp.where(visible.any(axis=-1)[..., None, None], out, 0)
+        visible = jnp.repeat(visible & place.exists[..., None], kv_heads, axis=0)[:, :, None]
+        out, _ = tile_forward(fold_queries(q, kv_heads), k, v, 0.0, visible)
+        return unfold_queries(out, batch).astype(q.dtype)
 
-    rows = max(1, CHUNK_ELEMENTS // (batch * heads * k.shape[1]))
+    rows = max(MIN_ROWS, CHUNK_ELEMENTS // (batch * q.shape[2] * k.shape[1]))
     return map_query_chunks(chunk, (q, place), rows)

@@ -43,11 +43,12 @@ def reference_selective_attention(
     else:
         chosen_ids = admit_selection(selection.swapaxes(1, 2), place, config, scores.shape[-1])
 
-    block = jnp.arange(scores.shape[-1])
-    chosen = (chosen_ids[..., None] == block).any(axis=-2)  # [B, K, T, NB]
+    block = jnp.arange(scores.shape[-1])[None, None]
+    chosen = (chosen_ids[..., None] == block[None, None]).any(axis=-2)  # [B, K, T, NB]
     always = (is_sink(block, place, config) | is_local(block, place, config))[:, None]
     position = jnp.arange(length)
-    causal = (position <= place.position[..., None]) & (position < kv_length[:, None, None]) & place.exists[..., None]
+    key = position[None, None]
+    causal = (key <= place.position[..., None]) & (key < kv_length[:, None, None]) & place.exists[..., None]
     visible = causal[:, None] & jnp.take(chosen | always, position // config.block_size, axis=-1)
     gates = jnp.where(chosen, scores, 0.0) if gate else jnp.zeros_like(scores)
     bias = jnp.take(gates, position // config.block_size, axis=-1)

@@ -20,6 +20,7 @@ from subq_jax.attention.dense import dense_attention
 from subq_jax.attention.sliding_window import sliding_window_attention
 from subq_jax.axes import Activations, SegmentIds
 from subq_jax.model.rope import apply_rope
+from subq_jax.model.short_conv import ShortConvolution
 from subq_jax.selection.config import SelectionConfig, check_integer
 
 
@@ -27,14 +28,16 @@ class CausalAttention(nnx.MultiHeadAttention):
     """What the mechanisms share: projections, optional QK-norm and RoPE, a key/value cache.
 
     Subclasses implement `attend`. Beside the arguments of `nnx.MultiHeadAttention`, `rope_base` (a float, default
-    None for no positional encoding) turns on rotary positions.
+    None for no positional encoding) turns on rotary positions, and `key_conv_width` (default 1 for none) a short
+    causal convolution on the keys.
 
     Raises:
       ValueError: for options of `nnx.MultiHeadAttention` that causal self-attention does not have.
     """
 
     def __init__(self, num_heads, in_features, qkv_features=None, out_features=None, num_kv_heads=None,
-                 in_kv_features=None, *, rope_base: float | None = None, rngs: nnx.Rngs, **options):
+                 in_kv_features=None, *, rope_base: float | None = None, key_conv_width: int = 1,
+                 rngs: nnx.Rngs, **options):
         if options.get("dropout_rate"):
             raise ValueError(f"dropout_rate must be 0 (weights are never materialised), got {options['dropout_rate']}")
         if "attention_fn" in options:
@@ -43,7 +46,14 @@ class CausalAttention(nnx.MultiHeadAttention):
                          rngs=rngs, **options)
         if self.in_kv_features != self.in_features:
             raise ValueError(f"in_kv_features must equal in_features={in_features}, got {in_kv_features}")
-        self.rope_base = rope_base
+        check_integer("key_conv_width", key_conv_width, 1)
+        self.rope_base, self.key_conv_width = rope_base, key_conv_width
+        self.key_conv = self._convolution(self.head_dim)
+
+    def _convolution(self, features: int) -> ShortConvolution | None:
+        if self.key_conv_width == 1:
+            return nnx.data(None)
+        return ShortConvolution(self.num_kv_heads, features, self.key_conv_width, param_dtype=self.param_dtype)
 
     def __call__(
         self,
@@ -92,11 +102,13 @@ class CausalAttention(nnx.MultiHeadAttention):
         x = inputs_q.reshape(-1, *inputs_q.shape[-2:])
         segment_ids = None if segment_ids is None else segment_ids.reshape(-1, segment_ids.shape[-1])
         q, k, v = (project(x, out_sharding=qkv_sharding) for project in (self.query, self.key, self.value))
-        if self.normalize_qk:
-            q, k = self.query_ln(q), self.key_ln(k)
         decode = bool(self.decode if decode is None else decode)
         if decode and segment_ids is not None:
             raise ValueError("segment_ids must be None with decode=True: a cache holds one document per sequence")
+        if self.key_conv is not None:
+            k = self.key_conv(k, segment_ids=segment_ids, decode=decode)
+        if self.normalize_qk:
+            q, k = self.query_ln(q), self.key_ln(k)
         if self.rope_base is not None:
             start = self._cache("cache_index") if decode else 0
             position = start + jnp.arange(x.shape[1])
@@ -125,6 +137,9 @@ class CausalAttention(nnx.MultiHeadAttention):
             batch *= size
         for name, width in widths.items():
             setattr(self, f"cached_{name}", nnx.Cache(jnp.zeros((batch, length, self.num_kv_heads, width), dtype)))
+        for convolution in (self.key_conv, getattr(self, "router_conv", None)):
+            if convolution is not None:
+                convolution.init_cache(batch, dtype)
         self.cache_index = nnx.Cache(jnp.array(0, dtype=jnp.int32))
 
     def _cache(self, name: str):
@@ -199,8 +214,8 @@ class SelectiveAttention(CausalAttention):
     """Selective attention with a non-negative router trained through its gate.
 
     `selection` sets block size and budget, `router_dim` the width R of the router. `gate` and `implementation` are
-    those of `subq_jax.selective_attention`. A call takes `dense_selection=True` for the dense warm-up: every
-    candidate block is selected, and all of them receive a gradient.
+    those of `subq_jax.selective_attention`; the short convolution, if any, is on the router's keys too. A call takes
+    `dense_selection=True` for the dense warm-up: every candidate block is selected, and all receive a gradient.
     """
 
     def __init__(self, num_heads, in_features, *args, selection: SelectionConfig | None = None, router_dim: int = 64,
@@ -213,13 +228,17 @@ class SelectiveAttention(CausalAttention):
             in_features, (self.num_kv_heads, router_dim), use_bias=False, dtype=self.dtype,
             param_dtype=self.param_dtype, kernel_init=router_init or nnx.initializers.lecun_normal(), rngs=rngs)
         self.router_query, self.router_key = project(), project()
+        self.router_conv = self._convolution(router_dim)
         self.cached_router_key: nnx.Cache | None = nnx.data(None)
 
     def init_cache(self, input_shape, dtype=jnp.float32):
         self._init_caches(input_shape, dtype, key=self.head_dim, value=self.head_dim, router_key=self.router_dim)
 
     def attend(self, x, q, k, v, place, *, decode, dense_selection: bool = False):
-        router_q, router_k = jax.nn.softplus(self.router_query(x)), jax.nn.softplus(self.router_key(x))
+        router_q, router_k = self.router_query(x), self.router_key(x)
+        if self.router_conv is not None:
+            router_k = self.router_conv(router_k, segment_ids=place.get("segment_ids"), decode=decode)
+        router_q, router_k = jax.nn.softplus(router_q), jax.nn.softplus(router_k)
         if decode:
             router_k = self.extend_cache(router_key=router_k)["router_key"]
         selection = self.selection

@@ -32,7 +32,7 @@ class DecoderConfig:
     sink_blocks: int = 1
     local_blocks: int = 2
     router_dim: int = 64
-    conv_width: int = 3
+    key_conv_width: int = 3
     rope_base: float = 10_000.0
     dtype: str = "bfloat16"
     param_dtype: str = "float32"

@@ -14,11 +14,10 @@ from subq_jax.model.attention_modules import (
     SlidingWindowAttention,
 )
 from subq_jax.model.config import DecoderConfig
-from subq_jax.model.short_conv import ShortConvolution
 
 
 class Decoder(nnx.Module):
-    """A pre-norm decoder-only transformer: short convolution, attention, SwiGLU.
+    """A pre-norm decoder-only transformer: attention with a short convolution on its keys, SwiGLU.
 
     Parameters carry logical axis names ("embed", "heads", "mlp", "vocab", "router") that `subq_jax.parallel` maps to
     a mesh. With `init_cache` and `decode=True` a call continues the sequences in the cache.
@@ -70,19 +69,16 @@ class DecoderLayer(nnx.Module):
         self.width, self.dtype = config.width, jnp.dtype(config.dtype)
         self.takes_warm_up = kind == "selective" and config.mechanism == "selective"
         self.attention_norm, self.mlp_norm = _norm(config, rngs), _norm(config, rngs)
-        self.conv = ShortConvolution(config.width, config.conv_width, dtype=self.dtype, rngs=rngs)
         self.attention = build_attention(config, kind, rngs=rngs)
         self.mlp = SwiGLU(config, rngs=rngs)
 
     def __call__(self, x: Activations, *, segment_ids, dense_selection: bool, decode: bool) -> Activations:
         arguments = {"dense_selection": dense_selection} if self.takes_warm_up else {}
-        y = self.conv(self.attention_norm(x), segment_ids=segment_ids, decode=decode)
-        x = x + self.attention(y, segment_ids=segment_ids, decode=decode, **arguments)
+        x = x + self.attention(self.attention_norm(x), segment_ids=segment_ids, decode=decode, **arguments)
         return x + self.mlp(self.mlp_norm(x))
 
     def init_cache(self, batch: int, length: int) -> None:
         """Makes empty caches for `batch` sequences of up to `length` tokens."""
-        self.conv.init_cache(batch)
         self.attention.init_cache((batch, length, self.width), self.dtype)
 
 
@@ -113,8 +109,8 @@ def build_attention(config: DecoderConfig, kind: str, *, rngs: nnx.Rngs) -> Caus
     options = {
         "num_heads": config.num_heads, "in_features": config.width, "num_kv_heads": config.num_kv_heads,
         "qkv_features": config.num_heads * config.head_dim, "out_features": config.width,
-        "use_bias": False, "normalize_qk": True, "dtype": jnp.dtype(config.dtype),
-        "param_dtype": jnp.dtype(config.param_dtype), "rngs": rngs,
+        "key_conv_width": config.key_conv_width, "use_bias": False, "normalize_qk": True, "rngs": rngs,
+        "dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype),
         "kernel_init": _named(nnx.initializers.lecun_normal(), "embed", "heads", "head_dim"),
         "out_kernel_init": _named(nnx.initializers.lecun_normal(), "heads", "head_dim", "embed"),
     }

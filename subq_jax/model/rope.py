@@ -10,7 +10,7 @@ def apply_rope(x, position, base: float):
     """
     half = x.shape[-1] // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = position.astype(jnp.float32)[:, None] * frequency
+    angle = position.astype(jnp.float32)[:, None] * frequency[None]
     cos, sin = (f(angle)[None, :, None] for f in (jnp.cos, jnp.sin))
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)

@@ -34,9 +34,12 @@ def choose_blocks(scores: Scores, place: QueryPlace, config: SelectionConfig) ->
       int32 [B, K, T, M]: block ids ascending, then -1 where a query has fewer candidates.
     """
     num_blocks = scores.shape[-1]
-    candidate = is_candidate(jnp.arange(num_blocks), place, config)[:, None]
-    width = min(config.num_blocks, num_blocks)
-    _, best = jax.lax.top_k(jnp.where(candidate, scores, -jnp.inf), width)
+    block = jnp.arange(num_blocks, dtype=jnp.int32)[None, None]
+    candidate = is_candidate(block, place, config)[:, None]
+    if config.num_blocks >= num_blocks:  # the dense warm-up: every candidate is chosen
+        every = jnp.where(candidate, block[None], num_blocks)
+        return ascending(jnp.broadcast_to(every, scores.shape), num_blocks, config.num_blocks)
+    _, best = jax.lax.top_k(jnp.where(candidate, scores, -jnp.inf), config.num_blocks)
     chosen = jnp.take_along_axis(jnp.broadcast_to(candidate, scores.shape), best, axis=-1)
     return ascending(jnp.where(chosen, best, num_blocks), num_blocks, config.num_blocks)
 

@@ -32,7 +32,7 @@ def block_summaries(router_k: RouterKeys, block_size: int, pooling: str) -> Summ
         pooled = blocks.mean(axis=3)
     else:
         first = jnp.argmax(blocks, axis=3, keepdims=True)
-        token = jnp.arange(block_size)[:, None]
+        token = jnp.arange(block_size).reshape(1, 1, 1, -1, 1)
         pooled = jnp.where(token == first, blocks, 0.0).sum(axis=3)
     return pooled.astype(router_k.dtype)
 

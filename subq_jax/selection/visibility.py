@@ -27,7 +27,7 @@ def place_queries(
     q_offset: PerSequence, num_queries: int, segment_ids: SegmentIds | None, block_size: int
 ) -> QueryPlace:
     """Places `num_queries` consecutive query rows that start at `q_offset` [B]."""
-    position = q_offset[:, None] + jnp.arange(num_queries, dtype=jnp.int32)
+    position = q_offset[:, None] + jnp.arange(num_queries, dtype=jnp.int32)[None]
     if segment_ids is None:
         first, exists = jnp.zeros_like(position), jnp.ones_like(position, dtype=bool)
     else:
@@ -39,7 +39,7 @@ def place_queries(
 def document_starts(segment_ids: SegmentIds) -> SegmentIds:
     """Position at which the document of each token starts: int32 [B, S]."""
     changes = segment_ids[:, 1:] != segment_ids[:, :-1]
-    index = jnp.arange(1, segment_ids.shape[1], dtype=jnp.int32)
+    index = jnp.arange(1, segment_ids.shape[1], dtype=jnp.int32)[None]
     starts = jnp.where(changes, index, 0)
     return jnp.pad(jax.lax.cummax(starts, axis=1), ((0, 0), (1, 0)))
 
@@ -65,5 +65,5 @@ def is_candidate(block, place: QueryPlace, config: SelectionConfig):
 
 def clear_absent_keys(x, kv_length: PerSequence):
     """Zeros at positions of axis 1 at or beyond `kv_length` [B], so that nothing stored there can be read."""
-    present = jnp.arange(x.shape[1]) < kv_length[:, None]
+    present = jnp.arange(x.shape[1])[None] < kv_length[:, None]
     return jnp.where(present[..., None, None], x, 0)

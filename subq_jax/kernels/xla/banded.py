@@ -70,13 +70,13 @@ class Bands:
 
     def visible(self, lower, position, start):
         """Mask [X, m, 1, window] of a tile whose rows see `lower` ... `position`; `start` [X] is its first row."""
-        key = start[:, None] - self.reach + jnp.arange(self.window)
+        key = start[:, None] - self.reach + jnp.arange(self.window)[None]
         key = key[:, None, None]
         return (key >= lower[:, :, None, None]) & (key <= position[:, :, None, None])
 
     def starts(self):
         """Position of the first row of every tile: [tiles, X]."""
-        return self.offset + self.rows * jnp.arange(self.tiles, dtype=jnp.int32)[:, None]
+        return self.offset[None] + self.rows * jnp.arange(self.tiles, dtype=jnp.int32)[:, None]
 
     def tiles_at_once(self, q) -> int:
         """How many tiles one step handles, so that its logits stay near CHUNK_ELEMENTS."""

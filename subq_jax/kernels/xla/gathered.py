@@ -75,8 +75,8 @@ def make_plan(ids, num_blocks: int, shape: Shape) -> Plan:
     block = jax.vmap(lambda row: jnp.searchsorted(row, tile, side="right").astype(jnp.int32))(last_tile)
     used = block < num_blocks
     block = jnp.minimum(block, num_blocks - 1)
-    rank = (tile - at(first_tile, block)) * shape.entries + at(starts, block)
-    rank = rank[..., None] + jnp.arange(shape.entries, dtype=jnp.int32)
+    rank = (tile[None] - at(first_tile, block)) * shape.entries + at(starts, block)
+    rank = rank[..., None] + jnp.arange(shape.entries, dtype=jnp.int32)[None, None]
     filled = used[..., None] & (rank < at(starts, block + 1)[..., None])
     entry = at(order, jnp.minimum(rank, total - 1).reshape(batch, -1))
     entry = jnp.where(filled.reshape(batch, -1), entry, total)
@@ -208,10 +208,10 @@ def _add_runs(sums, parts, block):
     """
     width, num_blocks = block.shape[1], sums.shape[1]
     index = jnp.arange(width)
-    same = (block[:, :, None] == block[:, None, :]) & (index[:, None] >= index)
+    same = (block[:, :, None] == block[:, None, :]) & (index[:, None] >= index[None])[None]
     runs = jnp.einsum("xij,xj...->xi...", same.astype(jnp.float32), parts, precision=jax.lax.Precision.HIGHEST)
     is_last = jnp.concatenate([block[:, 1:] != block[:, :-1], jnp.ones_like(block[:, :1], dtype=bool)], axis=1)
-    target = jnp.where(is_last, block, num_blocks + index)
+    target = jnp.where(is_last, block, (num_blocks + index)[None])
 
     def write(row, run, block, target):
         return row.at[target].set(row[block] + run, mode="drop", unique_indices=True)

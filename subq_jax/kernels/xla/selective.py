@@ -105,7 +105,7 @@ def _rows(config, q, k, v, chosen, scores, place: QueryPlace) -> _Rows:
 
 def _sink_ids(place: QueryPlace, config: SelectionConfig):
     """Sink blocks that are not local too: int32 [B, T, sink_blocks], -1 for none."""
-    sinks = place.first_block[..., None] + jnp.arange(config.sink_blocks, dtype=jnp.int32)
+    sinks = place.first_block[..., None] + jnp.arange(config.sink_blocks, dtype=jnp.int32)[None, None]
     apart = (sinks <= place.block[..., None] - config.local_blocks) & place.exists[..., None]
     return jnp.where(apart, sinks, -1)
 

@@ -7,6 +7,7 @@ Leading axes are free (`...`); `m` query tokens, `G` heads of a KV head, `n` key
 Partial results of several tiles merge by their log-sum-exp, as in FlashAttention (arXiv 2205.14135).
 """
 
+import jax
 import jax.numpy as jnp
 
 from subq_jax.selection.choose import matmul_precision
@@ -18,18 +19,34 @@ def _matmul(equation, a, b):
     return jnp.einsum(equation, a, b, precision=matmul_precision(a.dtype), preferred_element_type=jnp.float32)
 
 
+def _over_keys(rows, keys):
+    """[..., m, G, H] x [..., n, H] -> [..., m, G, n]."""
+    return _matmul("...mgh,...nh->...mgn", rows, keys)
+
+
+def _over_features(weights, keys):
+    """[..., m, G, n] x [..., n, H] -> [..., m, G, H]."""
+    return _matmul("...mgn,...nh->...mgh", weights, keys)
+
+
+def _over_rows(weights, rows):
+    """[..., m, G, n] x [..., m, G, H] -> [..., n, H], with (m, G) as one axis: XLA contracts two axes slowly on CPU."""
+    join = lambda x: x.reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], x.shape[-1])  # noqa: E731
+    return _matmul("...rn,...rh->...nh", join(weights), join(rows))
+
+
 def tile_logits(q, k, bias):
     """`q.k / sqrt(H) + bias`, float32 [..., m, G, n]."""
-    return _matmul("...mgh,...nh->...mgn", q, k) * (q.shape[-1] ** -0.5) + bias
+    return _over_keys(q, k) * (q.shape[-1] ** -0.5) + bias
 
 
 def tile_forward(q, k, v, bias, visible):
     """Softmax attention over the tile alone: float32 (out [..., m, G, H], lse [..., m, G])."""
     logits = jnp.where(visible, tile_logits(q, k, bias), NO_KEYS)
-    top = logits.max(axis=-1, keepdims=True)
+    top = jax.lax.stop_gradient(logits).max(axis=-1, keepdims=True)
     weights = jnp.where(visible, jnp.exp(logits - top), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
-    out = _matmul("...mgn,...nh->...mgh", weights.astype(v.dtype), v) / jnp.maximum(total, 1e-37)
+    out = _over_features(weights.astype(v.dtype), v) / jnp.maximum(total, 1e-37)
     lse = jnp.where(total > 0, top + jnp.log(jnp.maximum(total, 1e-37)), NO_KEYS)
     return out, lse[..., 0]
 
@@ -41,12 +58,12 @@ def tile_backward(q, k, v, bias, visible, d_out, lse, delta):
     """
     logits = tile_logits(q, k, bias)
     weights = jnp.where(visible, jnp.exp(jnp.where(visible, logits, NO_KEYS) - lse[..., None]), 0.0)
-    d_weights = _matmul("...mgh,...nh->...mgn", d_out, v)
+    d_weights = _over_keys(d_out, v)
     d_logits = weights * (d_weights - delta[..., None])
     scaled = (d_logits * (q.shape[-1] ** -0.5)).astype(q.dtype)
-    dq = _matmul("...mgn,...nh->...mgh", scaled, k)
-    dk = _matmul("...mgn,...mgh->...nh", scaled, q)
-    dv = _matmul("...mgn,...mgh->...nh", weights.astype(v.dtype), d_out)
+    dq = _over_features(scaled, k)
+    dk = _over_rows(scaled, q)
+    dv = _over_rows(weights.astype(v.dtype), d_out)
     return dq, dk, dv, d_logits
 
 

@@ -1,0 +1,94 @@
+"""What `config.data` may hold, and the checks that refuse a wrong value before any compute."""
+
+import dataclasses
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any
+
+RECALL_TASKS = ("mqar", "needles")
+TASKS = (*RECALL_TASKS, "text")
+TOKENIZERS = ("bytes", "bpe")
+
+_TASK_FIELDS = {
+    "mqar": ("vocab_size", "num_pairs", "num_queries", "curriculum"),
+    "needles": ("vocab_size", "num_pairs", "num_queries", "curriculum", "key_tokens", "value_tokens"),
+    "text": ("source", "data_dir", "tokenizer", "bpe_vocab_size"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The data section of a config. Fields of a task other than `task` are ignored.
+
+    `batch_size` sequences of `seq_len` tokens make one global step. `num_pairs` keys are bound to values in every
+    recall sequence and `num_queries` questions are asked about them. `curriculum` entries `(first_step, length,
+    num_pairs)` replace `seq_len` and `num_pairs` from `first_step` on; tokens per batch and questions per token stay
+    the same. `source=""` is the standard library of the running interpreter, `data_dir=""` the user's cache folder.
+    """
+
+    task: str
+    seq_len: int
+    batch_size: int
+    vocab_size: int = 512
+    num_pairs: int = 8
+    num_queries: int = 8
+    curriculum: tuple[tuple[int, int, int], ...] = ()
+    key_tokens: int = 2
+    value_tokens: int = 2
+    source: str = ""
+    data_dir: str = ""
+    tokenizer: str = "bytes"
+    bpe_vocab_size: int = 4096
+
+    def __post_init__(self):
+        if self.task not in TASKS:
+            raise ValueError(f"data.task must be one of {TASKS}, got {self.task!r}")
+        for name in ("seq_len", "batch_size", *_TASK_FIELDS[self.task]):
+            if name == "curriculum":
+                object.__setattr__(self, name, _checked_curriculum(self.curriculum))
+            elif isinstance(getattr(DataConfig, name, 0), int):
+                check_count(f"data.{name}", getattr(self, name))
+            elif not isinstance(getattr(self, name), str):
+                raise ValueError(f"data.{name} must be a string, got {getattr(self, name)!r}")
+        if self.task == "text" and self.tokenizer not in TOKENIZERS:
+            raise ValueError(f"data.tokenizer must be one of {TOKENIZERS}, got {self.tokenizer!r}")
+
+    @classmethod
+    def from_mapping(cls, values: "Mapping[str, Any] | DataConfig") -> "DataConfig":
+        """Builds the config from a plain mapping, for instance a ConfigDict section.
+
+        Raises:
+          ValueError: for a field that does not exist or is missing, and for every wrong value.
+        """
+        if isinstance(values, cls):
+            return values
+        fields = dataclasses.fields(cls)
+        if unknown := set(values) - {field.name for field in fields}:
+            raise ValueError(f"data has no field {sorted(unknown)}; known fields: {[field.name for field in fields]}")
+        required = [field.name for field in fields if field.default is dataclasses.MISSING]
+        if missing := [name for name in required if name not in values]:
+            raise ValueError(f"data must set {missing}")
+        return cls(**{name: values[name] for name in values})
+
+    def relevant_fields(self) -> dict[str, Any]:
+        """The fields that `task` reads, the shape of the batch included."""
+        return {name: getattr(self, name) for name in ("task", "seq_len", "batch_size", *_TASK_FIELDS[self.task])}
+
+
+def check_count(name: str, value: Any, minimum: int = 1) -> None:
+    """Raises `ValueError` unless `value` is an integer of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+
+
+def _checked_curriculum(entries) -> tuple[tuple[int, int, int], ...]:
+    curriculum = tuple(tuple(entry) for entry in entries)
+    for entry in curriculum:
+        if len(entry) != 3:
+            raise ValueError(f"data.curriculum entries must be (first_step, length, num_pairs), got {entry}")
+        for name, value, minimum in zip(("first_step", "length", "num_pairs"), entry, (0, 1, 1), strict=True):
+            check_count(f"data.curriculum {name}", value, minimum)
+    first_steps = [entry[0] for entry in curriculum]
+    if curriculum and (first_steps[0] != 0 or sorted(set(first_steps)) != first_steps):
+        raise ValueError(f"data.curriculum must start at step 0 with rising first_step, got {first_steps}")
+    return curriculum

@@ -1,0 +1,102 @@
+"""Text to tokens and back: bytes, or a byte-level BPE trained on the training split.
+
+Special tokens stand after the ordinary ones and no text encodes to them.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+NUM_SPECIAL = 3  # beginning of document, end of document, padding
+SMALLEST_BPE = 256 + NUM_SPECIAL
+
+
+class Tokenizer(Protocol):
+    """`token_bytes[id]` int32[V] is the number of UTF-8 bytes of each token; 0 for special tokens."""
+
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    token_bytes: np.ndarray
+
+    def encode(self, text: str) -> np.ndarray: ...
+
+    def decode(self, tokens: Iterable[int]) -> str: ...
+
+
+class _Specials:
+    """Numbers the special tokens after the ordinary ones, whose sizes are `token_bytes`."""
+
+    def __init__(self, token_bytes: Iterable[int]):
+        self.token_bytes = np.array([*token_bytes, *[0] * NUM_SPECIAL], np.int32)
+        self.vocab_size = len(self.token_bytes)
+        self.bos_id, self.eos_id, self.pad_id = range(self.vocab_size - NUM_SPECIAL, self.vocab_size)
+
+    def _ordinary(self, tokens: Iterable[int]) -> list[int]:
+        return [int(token) for token in tokens if token < self.bos_id]
+
+
+class ByteTokenizer(_Specials):
+    """One token for each byte of the UTF-8 text."""
+
+    def __init__(self):
+        super().__init__([1] * 256)
+
+    def encode(self, text: str) -> np.ndarray:
+        """The bytes of `text`, int32[S]."""
+        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of `tokens` without special tokens; bytes that are not UTF-8 become replacement characters."""
+        return bytes(self._ordinary(tokens)).decode("utf-8", errors="replace")
+
+
+class BpeTokenizer(_Specials):
+    """Byte-level byte-pair encoding (Sennrich et al., 2016, arXiv:1508.07909), read from the file `train_bpe` wrote."""
+
+    def __init__(self, path: Path):
+        import tokenizers
+
+        self._bpe = tokenizers.Tokenizer.from_file(str(path))
+        # The byte-level alphabet writes each byte as one character, so a token has as many bytes as characters.
+        lengths = [len(self._bpe.id_to_token(token)) for token in range(self._bpe.get_vocab_size())]
+        super().__init__(lengths)
+
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of `text`, int32[S]."""
+        return np.array(self._bpe.encode(text).ids, np.int32)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of `tokens` without special tokens; bytes that are not UTF-8 become replacement characters."""
+        return self._bpe.decode(self._ordinary(tokens))
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, path: Path) -> None:
+    """Trains a BPE of at most `vocab_size` tokens, special ones included, and writes it to `path` in one step.
+
+    The same texts give the same file. A small text may give fewer tokens.
+
+    Raises:
+      ValueError: when `vocab_size` cannot hold every byte.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    if vocab_size < SMALLEST_BPE:
+        raise ValueError(f"data.bpe_vocab_size must be at least {SMALLEST_BPE}, got {vocab_size}")
+    bpe = tokenizers.Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - NUM_SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    unfinished = path.with_suffix(".unfinished")
+    bpe.save(str(unfinished))
+    os.replace(unfinished, path)

@@ -1,0 +1,74 @@
+"""Greedy and sampled generation with the model's own caches."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from subq_jax.axes import Logits, Tokens
+from subq_jax.model.decoder import Decoder
+from subq_jax.selection.config import check_integer
+
+
+def generate(
+    model: Decoder,
+    prompt: Tokens,
+    num_tokens: int,
+    *,
+    temperature: float = 0.0,
+    key: jax.Array | None = None,
+) -> tuple[Tokens, Logits]:
+    """Continues each prompt by `num_tokens` tokens; the model itself is left as it was.
+
+    Args:
+      model: the decoder.
+      prompt: int32 [B, T], T >= 1, one document per row.
+      num_tokens: tokens to add, >= 1.
+      temperature: 0 for greedy decoding, else the softmax temperature of sampling.
+      key: a `jax.random.key`, needed when `temperature` is above 0.
+
+    Returns:
+      the new tokens int32 [B, num_tokens] and the logits float32 [B, num_tokens, V] each was chosen from.
+
+    Raises:
+      ValueError: for an empty or misshapen prompt, and numbers out of range.
+    """
+    if prompt.ndim != 2 or 0 in prompt.shape or not jnp.issubdtype(prompt.dtype, jnp.integer):
+        raise ValueError(f"prompt must be a non-empty int array [B, T], got {prompt.dtype}{list(prompt.shape)}")
+    check_integer("num_tokens", num_tokens, 1)
+    if not math.isfinite(temperature) or temperature < 0:
+        raise ValueError(f"temperature must be finite and >= 0, got {temperature}")
+    if temperature > 0 and key is None:
+        raise ValueError(f"key must be given to sample at temperature={temperature}")
+    model = nnx.clone(model)
+    model.init_cache(prompt.shape[0], prompt.shape[1] + num_tokens)
+    graph, cache, weights = nnx.split(model, nnx.Cache, ...)
+    keys = jax.random.split(jax.random.key(0) if key is None else key, num_tokens)
+    return _generate(graph, temperature > 0, cache, weights, prompt.astype(jnp.int32), keys, temperature)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _generate(graph, sample: bool, cache, weights, prompt, keys, temperature):
+    def run(cache, tokens):
+        model = nnx.merge(graph, cache, weights)
+        logits = model(tokens, decode=True)[:, -1]
+        return nnx.state(model, nnx.Cache), logits
+
+    def pick(logits, key):
+        if sample:
+            return jax.random.categorical(key, logits / temperature).astype(jnp.int32)
+        return logits.argmax(axis=-1).astype(jnp.int32)
+
+    def step(carry, key):
+        cache, token = carry
+        cache, logits = run(cache, token[:, None])
+        token = pick(logits, key)
+        return (cache, token), (token, logits)
+
+    cache, first_logits = run(cache, prompt)
+    first = pick(first_logits, keys[0])
+    _, (tokens, logits) = jax.lax.scan(step, (cache, first), keys[1:])
+    join = lambda head, tail: jnp.concatenate([head[:, None], tail.swapaxes(0, 1)], axis=1)  # noqa: E731
+    return join(first, tokens), join(first_logits, logits)

@@ -1,0 +1,88 @@
+"""Where each array lives: from logical axis names to the axes of the mesh."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# Names without a rule ("head_dim", "router", None) stay whole on every device.
+RULES = {
+    "batch": ("data", "fsdp"),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+}
+
+
+def logical_spec(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """The partition of an array of `shape` whose dimensions carry the logical `names`.
+
+    A dimension that its mesh axes do not divide is replicated (one KV head on `tensor:2`), and so is one whose mesh
+    axis an earlier dimension already took.
+
+    Raises:
+      ValueError: when there is not one name for each dimension.
+    """
+    if len(names) != len(shape):
+        raise ValueError(f"logical axes must name each of the {len(shape)} dimensions of {tuple(shape)}, got {names!r}")
+    taken: set[str] = set()
+    entries = []
+    for name, size in zip(names, shape, strict=True):
+        axes = RULES.get(name, ())
+        if axes and not taken & set(axes) and size % math.prod(mesh.shape[axis] for axis in axes) == 0:
+            taken.update(axes)
+            entries.append(axes if len(axes) > 1 else axes[0])
+        else:
+            entries.append(None)
+    return PartitionSpec(*entries)
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """Shardings for a tree that holds `nnx.State`s: parameters, or a whole training state.
+
+    An optimiser's moments are Variables with their parameter's metadata, so they are sharded like it. Arrays without
+    logical names (steps, counters) are replicated.
+
+    Args:
+      state: a tree of `nnx.Variable`s and arrays; abstract ones will do.
+      mesh: the mesh of the run.
+
+    Returns:
+      The same tree with a `NamedSharding` for each array.
+    """
+
+    def one(leaf):
+        if not isinstance(leaf, nnx.Variable):
+            return replicated(mesh)
+        value, names = leaf.get_value(), leaf.get_metadata().get("out_sharding")
+        spec = PartitionSpec() if names is None else logical_spec(names, value.shape, mesh)
+        return jax.tree.map(lambda _: NamedSharding(mesh, spec), leaf)
+
+    return jax.tree.map(one, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sequences spread over the mesh's `data` and `fsdp` axes; each sequence stays whole."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def batch_divisor(mesh: Mesh) -> int:
+    """The number of shares a global batch is cut into."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Global arrays from this process's share of a batch, each [B, T] with B spread over the mesh."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, np.asarray(x)) for name, x in batch.items()}

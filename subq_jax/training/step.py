@@ -1,0 +1,104 @@
+"""One optimiser step as a pure, jitted function over pytrees."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from subq_jax.evaluation.losses import weighted_cross_entropy
+from subq_jax.parallel.sharding import batch_sharding, replicated, state_shardings
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a step changes: parameters, the optimiser's moments, and the number of steps taken (int32 scalar)."""
+
+    params: nnx.State
+    opt_state: Any
+    step: jax.Array
+
+
+@flax.struct.dataclass
+class StepMetrics:
+    """Float32 scalars of one step: the mean loss in nats a token, and the gradient's norm before clipping."""
+
+    loss: jax.Array
+    grad_norm: jax.Array
+
+
+def abstract_state(
+    make_model: Callable[[], nnx.Module], optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState, Callable[[], TrainState]]:
+    """Describes a training state without computing it, so that a resumed run never initialises for nothing.
+
+    Args:
+      make_model: builds the model; runs under `jit`, so each device makes only its own share.
+      optimizer: the optimiser whose state goes along.
+      mesh: the mesh that the logical axis names are laid out on.
+
+    Returns:
+      the model's graph, the state as `ShapeDtypeStruct`s with shardings, and a function that initialises it.
+    """
+
+    def init():
+        params = nnx.state(make_model())
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    graphdef, _ = jax.eval_shape(lambda: nnx.split(make_model()))
+    shapes = jax.eval_shape(init)
+    shardings = state_shardings(shapes, mesh)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return graphdef, abstract, jax.jit(init, out_shardings=shardings)
+
+
+def loss_and_grads(
+    graphdef: nnx.GraphDef, params: nnx.State, batch: dict[str, jax.Array], dense_selection: bool, packed: bool
+) -> tuple[jax.Array, nnx.State]:
+    """Mean loss over the weighted positions of the whole global batch, and its gradient.
+
+    Args:
+      graphdef: the model's graph.
+      params: its parameters.
+      batch: arrays [B, T], see `subq_jax.data`.
+      dense_selection: whether selective layers see every candidate block (the dense warm-up).
+      packed: whether rows hold several documents; if not, the model is spared the segment ids.
+    """
+
+    def loss_fn(params):
+        segment_ids = batch["segment_ids"] if packed else None
+        logits = nnx.merge(graphdef, params)(batch["inputs"], segment_ids=segment_ids, dense_selection=dense_selection)
+        total, weight = weighted_cross_entropy(logits, batch["targets"], batch["loss_weights"])
+        return total / jnp.maximum(weight, 1.0)
+
+    return jax.value_and_grad(loss_fn)(params)
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh, *, packed: bool
+) -> Callable[[TrainState, dict[str, jax.Array], bool], tuple[TrainState, StepMetrics]]:
+    """Jits the step under `mesh`; the old state's memory is donated to the new one.
+
+    Returns:
+      `step(state, batch, dense_selection) -> (state, metrics)`. It compiles once for each batch shape and each value of
+      `dense_selection`.
+    """
+
+    def step(state, batch, dense_selection):
+        loss, grads = loss_and_grads(graphdef, state.params, batch, dense_selection, packed)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, opt_state, state.step + 1), StepMetrics(loss, optax.tree.norm(grads))
+
+    shardings = state_shardings(abstract, mesh)
+    return jax.jit(
+        step,
+        static_argnums=2,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )

@@ -1,0 +1,63 @@
+"""The folder of a run: files written whole or not at all, and the config it belongs to."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+_SHOWN = 5
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes `text` so that a kill or a power cut leaves either the old file or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def claim_workdir(workdir: Path, config: ConfigDict, data_fingerprint: str, *, write: bool = True) -> None:
+    """Stores the config in a fresh `workdir`, or checks that the one stored there is the same.
+
+    Every field counts, `training.steps` included: the cosine depends on it, so a longer run is another run.
+
+    Args:
+      workdir: the folder; made when missing.
+      config: the config as given.
+      data_fingerprint: from `data_info`; a source folder that changed makes another run of the same config.
+      write: False on all hosts but the first.
+
+    Raises:
+      ValueError: when the folder belongs to another config, naming the first fields that differ.
+    """
+    path = workdir / "config.json"
+    # Through JSON and back, so that tuples compare equal to the lists they are read as.
+    ours = json.loads(json.dumps({"config": config.to_dict(), "data_fingerprint": data_fingerprint}))
+    if path.exists():
+        differing = _differences(json.loads(path.read_text(encoding="utf-8")), ours)
+        if differing:
+            more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+            raise ValueError(
+                f"workdir {workdir} belongs to another config: {'; '.join(differing[:_SHOWN])}{more}. "
+                f"Choose another workdir, or give the config that it was started with"
+            )
+    elif write:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(ours, indent=2, sort_keys=True) + "\n")
+
+
+def _differences(stored: Any, given: Any, name: str = "") -> list[str]:
+    if isinstance(stored, dict) and isinstance(given, dict):
+        names = sorted(set(stored) | set(given))
+        return [
+            line
+            for key in names
+            for line in _differences(stored.get(key), given.get(key), f"{name}.{key}" if name else key)
+        ]
+    if stored == given:
+        return []
+    return [f"{name.removeprefix('config.')} is {stored!r} there, {given!r} here"]

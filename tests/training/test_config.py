@@ -1,0 +1,60 @@
+"""Wrong configs get one clear error before any compute."""
+
+import pytest
+
+from configs import code, recall
+from subq_jax.parallel import parse_mesh
+from subq_jax.training import check_config, train
+
+
+def test_the_projects_configs_are_right():
+    for get_config in (recall.get_config, code.get_config):
+        for arg in ("", "smoke"):
+            check_config(get_config(arg))
+        with pytest.raises(ValueError, match="'smok'"):
+            get_config("smok")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("optimizer.learning_rate", float("nan"), "optimizer.learning_rate must be a finite number, got nan"),
+        ("optimizer.weight_decay", float("inf"), "optimizer.weight_decay must be a finite number, got inf"),
+        ("optimizer.b2", 1.0, r"optimizer.b2 must be in \[0, 1\), got 1.0"),
+        ("optimizer.warmup_steps", 60, "optimizer.warmup_steps must be < training.steps=60, got 60"),
+        ("training.steps", 0, "training.steps must be >= 1, got 0"),
+        ("training.dense_steps", 61, r"training.dense_steps must be in \[0, steps=60\], got 61"),
+        ("data.batch_size", 0, "data.batch_size must be an integer >= 1, got 0"),
+        ("model.mechanism", "telepathy", "mechanism must be one of .*selective.*, got 'telepathy'"),
+        ("model.num_kv_heads", 4, "num_heads must be a multiple of num_kv_heads=4, got 2"),
+        ("model.vocab_size", 100, "model.vocab_size must be >= the data's 128, or 0 to take it, got 100"),
+        ("seed", -1, "seed must be an integer >= 0, got -1"),
+    ],
+)
+def test_wrong_value_is_named(tmp_path, tiny_config, field, value, message):
+    tiny_config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=message):
+        train(tiny_config, tmp_path / "run", show_progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_and_unknown_fields_are_named(tiny_config):
+    del tiny_config.training.log_every
+    with pytest.raises(ValueError, match=r"config lacks \['training.log_every'\]"):
+        check_config(tiny_config)
+    del tiny_config.optimizer
+    with pytest.raises(ValueError, match=r"config lacks \['optimizer'\]"):
+        check_config(tiny_config)
+
+
+def test_unknown_field_is_named(tiny_config):
+    tiny_config.optimizer.momentum = 0.9
+    with pytest.raises(ValueError, match=r"optimizer has no field \['momentum'\]; known fields: .*'b1'"):
+        check_config(tiny_config)
+
+
+def test_batch_that_the_mesh_cannot_share(tmp_path, tiny_config, monkeypatch):
+    monkeypatch.setattr("subq_jax.training.loop.batch_divisor", lambda mesh: 8)
+    message = r"data.batch_size must give a multiple of data\*fsdp=8 sequences at length 32, got 4"
+    with pytest.raises(ValueError, match=message):
+        train(tiny_config, tmp_path, mesh=parse_mesh(""), show_progress=False)
