@@ -20,6 +20,7 @@ from subq_jax.attention.dense import dense_attention
 from subq_jax.attention.sliding_window import sliding_window_attention
 from subq_jax.axes import Activations, SegmentIds
 from subq_jax.model.rope import apply_rope
+from subq_jax.model.router import TiedRouter
 from subq_jax.model.short_conv import ShortConvolution
 from subq_jax.selection.config import SelectionConfig, check_integer
 
@@ -47,13 +48,11 @@ class CausalAttention(nnx.MultiHeadAttention):
         if self.in_kv_features != self.in_features:
             raise ValueError(f"in_kv_features must equal in_features={in_features}, got {in_kv_features}")
         check_integer("key_conv_width", key_conv_width, 1)
-        self.rope_base, self.key_conv_width = rope_base, key_conv_width
-        self.key_conv = self._convolution(self.head_dim)
-
-    def _convolution(self, features: int) -> ShortConvolution | None:
-        if self.key_conv_width == 1:
-            return nnx.data(None)
-        return ShortConvolution(self.num_kv_heads, features, self.key_conv_width, param_dtype=self.param_dtype)
+        self.rope_base = rope_base
+        self.key_conv = nnx.data(None)
+        if key_conv_width > 1:
+            self.key_conv = ShortConvolution(
+                self.num_kv_heads, self.head_dim, key_conv_width, param_dtype=self.param_dtype)
 
     def __call__(
         self,
@@ -113,17 +112,22 @@ class CausalAttention(nnx.MultiHeadAttention):
             start = self._cache("cache_index") if decode else 0
             position = start + jnp.arange(x.shape[1])
             q, k = (apply_rope(y, position, self.rope_base) for y in (q, k))
-        place = self.extend_cache(key=k, value=v) if decode else {"segment_ids": segment_ids}
+        kept, further = self.project_further(q, k, v)
+        place = {"segment_ids": segment_ids}
         if decode:
-            k, v = place.pop("key"), place.pop("value")
-        out = self.attend(x, q, k, v, place, decode=decode, **arguments)
+            kept, place = self.extend_cache(kept)
+        out = self.attend(q, kept, place, **further, **arguments)
         out = self.out(out, out_sharding=out_sharding)
         if decode:
             self.cache_index[...] += x.shape[1]
         return out.reshape(*lead, *out.shape[-2:])
 
-    def attend(self, x, q, k, v, place: dict, *, decode: bool):
-        """Attention of q [B, T, N, H] over k and v [B, S, K, H]; `place` are the keyword arguments that say where."""
+    def project_further(self, q, k, v) -> tuple[dict, dict]:
+        """What a cache keeps for later queries, [B, T, K, width] each, and further arguments of `attend`."""
+        return {"key": k, "value": v}, {}
+
+    def attend(self, q, kept: dict, place: dict):
+        """Attention of q [B, T, N, H] over what is kept; `place` are the keyword arguments that say where q stands."""
         raise NotImplementedError
 
     def init_cache(self, input_shape, dtype=jnp.float32):
@@ -137,9 +141,8 @@ class CausalAttention(nnx.MultiHeadAttention):
             batch *= size
         for name, width in widths.items():
             setattr(self, f"cached_{name}", nnx.Cache(jnp.zeros((batch, length, self.num_kv_heads, width), dtype)))
-        for convolution in (self.key_conv, getattr(self, "router_conv", None)):
-            if convolution is not None:
-                convolution.init_cache(batch, dtype)
+        if self.key_conv is not None:
+            self.key_conv.init_cache(batch, dtype)
         self.cache_index = nnx.Cache(jnp.array(0, dtype=jnp.int32))
 
     def _cache(self, name: str):
@@ -148,9 +151,9 @@ class CausalAttention(nnx.MultiHeadAttention):
             raise ValueError("decode=True needs a cache: call init_cache((..., length, features)) first")
         return cache[...]
 
-    def extend_cache(self, **new) -> dict:
+    def extend_cache(self, new: dict) -> tuple[dict, dict]:
         """Writes new keys at the cache's end; returns the whole caches and where the queries stand."""
-        index, result = self._cache("cache_index"), {}
+        index, kept = self._cache("cache_index"), {}
         for name, value in new.items():
             cache = self._cache(f"cached_{name}")
             if value.shape[0] != cache.shape[0] or value.shape[1] > cache.shape[1]:
@@ -159,16 +162,15 @@ class CausalAttention(nnx.MultiHeadAttention):
                 raise ValueError(f"the cache holds {cache.shape[1]} tokens, got {index} + {value.shape[1]}")
             cache = jax.lax.dynamic_update_slice_in_dim(cache, value.astype(cache.dtype), index, axis=1)
             getattr(self, f"cached_{name}")[...] = cache
-            result[name] = cache.astype(value.dtype)
-        queries = next(iter(new.values())).shape[1]
-        return result | {"q_offset": index, "kv_length": index + queries}
+            kept[name] = cache.astype(value.dtype)
+        return kept, {"q_offset": index, "kv_length": index + new["key"].shape[1]}
 
 
 class DenseAttention(CausalAttention):
     """Full causal attention."""
 
-    def attend(self, x, q, k, v, place, *, decode):
-        return dense_attention(q, k, v, **place)
+    def attend(self, q, kept, place):
+        return dense_attention(q, kept["key"], kept["value"], **place)
 
 
 class SlidingWindowAttention(CausalAttention):
@@ -183,20 +185,20 @@ class SlidingWindowAttention(CausalAttention):
         *lead, length, features = input_shape
         super().init_cache((*lead, min(length, self.window), features), dtype)
 
-    def extend_cache(self, **new) -> dict:
+    def extend_cache(self, new):
         """Appends to the last `window` keys; slots before the first token are marked as absent."""
-        index, result = self._cache("cache_index"), {}
+        index, kept = self._cache("cache_index"), {}
         for name, value in new.items():
             cache = self._cache(f"cached_{name}")
             if value.shape[0] != cache.shape[0]:
                 raise ValueError(f"the cache holds {cache.shape[0]} sequences, got {value.shape[0]}")
             joined = jnp.concatenate([cache, value.astype(cache.dtype)], axis=1)
             getattr(self, f"cached_{name}")[...] = joined[:, value.shape[1]:]
-            result[name] = joined.astype(value.dtype)
-        return result | {"first_key": jnp.maximum(cache.shape[1] - index, 0)}
+            kept[name] = joined.astype(value.dtype)
+        return kept, {"first_key": jnp.maximum(cache.shape[1] - index, 0)}
 
-    def attend(self, x, q, k, v, place, *, decode):
-        return sliding_window_attention(q, k, v, self.window, **place)
+    def attend(self, q, kept, place):
+        return sliding_window_attention(q, kept["key"], kept["value"], self.window, **place)
 
 
 class BlockMeanAttention(CausalAttention):
@@ -206,46 +208,39 @@ class BlockMeanAttention(CausalAttention):
         super().__init__(*args, **options)
         self.selection = selection
 
-    def attend(self, x, q, k, v, place, *, decode):
-        return block_mean_attention(q, k, v, self.selection, **place)
+    def attend(self, q, kept, place):
+        return block_mean_attention(q, kept["key"], kept["value"], self.selection, **place)
 
 
 class SelectiveAttention(CausalAttention):
-    """Selective attention with a non-negative router trained through its gate.
+    """Selective attention with a non-negative router on its own queries and keys, trained through its gate.
 
     `selection` sets block size and budget, `router_dim` the width R of the router. `gate` and `implementation` are
-    those of `subq_jax.selective_attention`; the short convolution, if any, is on the router's keys too. A call takes
-    `dense_selection=True` for the dense warm-up: every candidate block is selected, and all receive a gradient.
+    those of `subq_jax.selective_attention`. A call takes `dense_selection=True` for the dense warm-up: every candidate
+    block is selected, and all receive a gradient.
     """
 
     def __init__(self, num_heads, in_features, *args, selection: SelectionConfig | None = None, router_dim: int = 64,
-                 gate: bool = True, implementation: str | None = None, router_init=None, rngs: nnx.Rngs, **options):
+                 gate: bool = True, implementation: str | None = None, rngs: nnx.Rngs, **options):
         super().__init__(num_heads, in_features, *args, rngs=rngs, **options)
         check_integer("router_dim", router_dim, 1)
         self.selection = SelectionConfig() if selection is None else selection
         self.router_dim, self.gate, self.implementation = router_dim, gate, implementation
-        project = lambda: nnx.LinearGeneral(  # noqa: E731
-            in_features, (self.num_kv_heads, router_dim), use_bias=False, dtype=self.dtype,
-            param_dtype=self.param_dtype, kernel_init=router_init or nnx.initializers.lecun_normal(), rngs=rngs)
-        self.router_query, self.router_key = project(), project()
-        self.router_conv = self._convolution(router_dim)
+        self.router = TiedRouter(self.num_kv_heads, self.head_dim, router_dim, self.selection.block_size,
+                                 param_dtype=self.param_dtype, rngs=rngs)
         self.cached_router_key: nnx.Cache | None = nnx.data(None)
 
     def init_cache(self, input_shape, dtype=jnp.float32):
         self._init_caches(input_shape, dtype, key=self.head_dim, value=self.head_dim, router_key=self.router_dim)
 
-    def attend(self, x, q, k, v, place, *, decode, dense_selection: bool = False):
-        router_q, router_k = self.router_query(x), self.router_key(x)
-        if self.router_conv is not None:
-            router_k = self.router_conv(router_k, segment_ids=place.get("segment_ids"), decode=decode)
-        router_q, router_k = jax.nn.softplus(router_q), jax.nn.softplus(router_k)
-        if decode:
-            router_k = self.extend_cache(router_key=router_k)["router_key"]
-        selection = self.selection
-        if dense_selection:
-            selection = covering(selection, k.shape[1])
-        return selective_attention(q, k, v, router_q, router_k, selection, gate=self.gate,
-                                   implementation=self.implementation, **place)
+    def project_further(self, q, k, v):
+        router_q, router_k = self.router(q, k)
+        return {"key": k, "value": v, "router_key": router_k}, {"router_q": router_q}
+
+    def attend(self, q, kept, place, *, router_q, dense_selection: bool = False):
+        selection = covering(self.selection, kept["key"].shape[1]) if dense_selection else self.selection
+        return selective_attention(q, kept["key"], kept["value"], router_q, kept["router_key"], selection,
+                                   gate=self.gate, implementation=self.implementation, **place)
 
 
 def covering(selection: SelectionConfig, length: int) -> SelectionConfig:

@@ -126,10 +126,8 @@ def build_attention(config: DecoderConfig, kind: str, *, rngs: nnx.Rngs) -> Caus
         case "block_mean":
             return BlockMeanAttention(**options, selection=mechanism.selection_config())
         case "selective":
-            router_init = _named(nnx.initializers.lecun_normal(), "embed", "heads", "router")
             return SelectiveAttention(
-                **options, selection=mechanism.selection_config(), router_dim=config.router_dim,
-                router_init=router_init)
+                **options, selection=mechanism.selection_config(), router_dim=config.router_dim)
 
 
 def _named(init, *names: str):

@@ -105,9 +105,10 @@ def _projection_flops(config: DecoderConfig, kind: str) -> int:
     """Work per token of everything linear in a layer's attention."""
     heads = 2 * config.num_heads + 2 * config.num_kv_heads  # queries and outputs, keys and values
     flops = 2 * config.width * heads * config.head_dim
-    convolved = config.num_kv_heads * config.head_dim
+    if config.key_conv_width > 1:
+        flops += 2 * config.key_conv_width * config.num_kv_heads * config.head_dim
     if kind == "selective" and config.mechanism == "selective":
-        router = config.num_kv_heads * config.router_dim
-        flops += 2 * 2 * config.width * router
-        convolved += router
-    return flops + (2 * config.key_conv_width * convolved if config.key_conv_width > 1 else 0)
+        features = config.router_dim - 1  # the last channel is the shift: one product of the features with its center
+        flops += 2 * (config.num_heads + config.num_kv_heads) * config.head_dim * features
+        flops += 2 * config.num_kv_heads * features
+    return flops

@@ -1,0 +1,54 @@
+"""The router of selective attention: non-negative features of the attention's own queries and keys.
+
+    features(x) = softplus(x W)              router_k = [features(k), 1]
+    router_q    = [f, -f . center]           f = mean over the head group of features(q)
+
+`W` is shared by queries and keys, so that whatever attention has learned to match also scores high, from the first
+step on; the gate then sharpens it. Features are non-negative, so a max-pooled summary bounds every token of its block
+from above. The last channel is a learned shift: `center` starts at what the summary of a block of unrelated tokens is
+expected to be, so that an average block's gate is near 0 instead of far above every logit. It moves all candidates of
+a query equally and leaves their ranking alone. Measurements behind these choices: docs/selector.md.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from subq_jax.axes import Keys, Queries, RouterKeys, RouterQueries
+
+SHARPNESS = 3.0  # standard deviation of the pre-activations at the start: sharp enough to be nearly sparse
+
+
+class TiedRouter(nnx.Module):
+    """Maps attention queries and keys to router queries and keys of `router_dim` channels, the last one the shift."""
+
+    def __init__(self, num_kv_heads: int, head_dim: int, router_dim: int, block_size: int, *, param_dtype,
+                 rngs: nnx.Rngs):
+        if router_dim < 2:
+            raise ValueError(f"router_dim must be >= 2, features and a shift, got {router_dim}")
+        init = nnx.initializers.normal(SHARPNESS * head_dim**-0.5)
+        logical = {"eager_sharding": False}  # names of this package, not of a mesh
+        self.kernel = nnx.Param(
+            init(rngs.params(), (num_kv_heads, head_dim, router_dim - 1), param_dtype),
+            out_sharding=("heads", "head_dim", "router"), **logical)
+        self.center = nnx.Param(
+            jnp.full((num_kv_heads, router_dim - 1), expected_summary(block_size), param_dtype),
+            out_sharding=("heads", "router"), **logical)
+
+    def __call__(self, q: Queries, k: Keys) -> tuple[RouterQueries, RouterKeys]:
+        """Router queries [B, T, K, R] and router keys [B, T, K, R] of q [B, T, N, H] and k [B, T, K, H]."""
+        batch, length, heads, head_dim = q.shape
+        kernel, center = self.kernel[...].astype(q.dtype), self.center[...].astype(q.dtype)
+        groups = q.reshape(batch, length, k.shape[2], heads // k.shape[2], head_dim)
+        features_q = jax.nn.softplus(jnp.einsum("btkgh,khr->btkgr", groups, kernel)).mean(axis=3)
+        features_k = jax.nn.softplus(jnp.einsum("btkh,khr->btkr", k, kernel))
+        shift = -jnp.einsum("btkr,kr->btk", features_q, center)[..., None]
+        router_q = jnp.concatenate([features_q, shift], axis=-1)
+        return router_q, jnp.concatenate([features_k, jnp.ones_like(shift)], axis=-1)
+
+
+def expected_summary(block_size: int) -> float:
+    """About 1.2 times the largest of `block_size` independent pre-activations (sqrt(2 ln c), less 0.5 at small c)."""
+    return 1.2 * SHARPNESS * max(0.5, math.sqrt(2 * math.log(block_size)) - 0.5)

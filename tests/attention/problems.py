@@ -1,0 +1,63 @@
+"""Random attention problems for the tests of every implementation."""
+
+import jax
+import jax.numpy as jnp
+from hypothesis import strategies as st
+
+from subq_jax import SelectionConfig, selective_attention
+
+
+def arrays(seed, batch, queries, length, kv_heads, group, head_dim=8, router_dim=4, dtype=jnp.float32):
+    """q, k, v, router_q, router_k of the given sizes; the router's features are non-negative, as the model's are."""
+    keys = jax.random.split(jax.random.key(seed), 5)
+    shapes = [(batch, queries, kv_heads * group, head_dim), *[(batch, length, kv_heads, head_dim)] * 2,
+              (batch, queries, kv_heads, router_dim), (batch, length, kv_heads, router_dim)]
+    q, k, v, router_q, router_k = (jax.random.normal(x, s, dtype) for x, s in zip(keys, shapes, strict=True))
+    return q, k, v, jax.nn.softplus(router_q), jax.nn.softplus(router_k)
+
+
+@st.composite
+def problems(draw):
+    """(arrays, config, gate, keyword arguments): batches, head groups, offsets, absent keys, packed documents."""
+    batch, kv_heads, group = (draw(st.integers(1, 2)) for _ in range(3))
+    length = draw(st.integers(1, 90))
+    config = SelectionConfig(
+        block_size=draw(st.sampled_from([1, 3, 4, 8])), num_blocks=draw(st.integers(1, 5)),
+        local_blocks=draw(st.integers(1, 3)), sink_blocks=draw(st.integers(0, 2)),
+        pooling=draw(st.sampled_from(["max", "mean"])))
+    where = {}
+    queries = draw(st.one_of(st.just(length), st.integers(1, length)))
+    if draw(st.booleans()):
+        present = [draw(st.integers(queries, length)) for _ in range(batch)]
+        where["kv_length"] = jnp.array(present, jnp.int32)
+        if draw(st.booleans()):
+            where["q_offset"] = jnp.array([draw(st.integers(0, p - queries)) for p in present], jnp.int32)
+    elif draw(st.booleans()):
+        where["segment_ids"] = jnp.array([draw(documents(length, config.block_size)) for _ in range(batch)])
+    values = arrays(draw(st.integers(0, 99)), batch, queries, length, kv_heads, group)
+    return values, config, draw(st.booleans()), where
+
+
+@st.composite
+def documents(draw, length, block_size):
+    """Segment ids of documents that start at block boundaries, the last tokens of each possibly padding."""
+    ids, number = [], 0
+    while len(ids) < length:
+        room = block_size * draw(st.integers(1, 6))
+        padding = draw(st.integers(0, block_size - 1))
+        ids += [number] * (room - padding) + [-1] * padding
+        number += 1
+    return ids[:length]
+
+
+def value_and_grads(values, config, implementation, gate, **where):
+    """(out, selection, gradients of the five arrays) under a fixed random cotangent."""
+    weight = jax.random.normal(jax.random.key(7), values[0].shape)
+
+    def loss(*values):
+        out, selection = selective_attention(
+            *values, config, gate=gate, implementation=implementation, return_selection=True, **where)
+        return (out.astype(jnp.float32) * weight).sum(), (out, selection)
+
+    grads, (out, selection) = jax.jit(jax.grad(loss, argnums=range(5), has_aux=True))(*values)
+    return out, selection, grads

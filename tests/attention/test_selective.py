@@ -1,0 +1,165 @@
+"""The xla implementation computes the function that the reference defines, and that function keeps its promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from problems import arrays, problems, value_and_grads
+
+from subq_jax import SelectionConfig, selective_attention
+from subq_jax.attention import dense_attention
+from subq_jax.kernels.xla import gathered
+from subq_jax.selection.choose import block_scores
+from subq_jax.selection.summaries import block_summaries
+
+NAMES = ("q", "k", "v", "router_q", "router_k")
+
+
+def close(actual, expected, name, tolerance=2e-5):
+    scale = max(1.0, float(jnp.abs(expected).max()))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale, err_msg=name)
+
+
+@given(problems())
+@settings(max_examples=25)
+def test_xla_equals_reference(problem):
+    values, config, gate, where = problem
+    out, selection, grads = value_and_grads(values, config, "xla", gate, **where)
+    _, expected_selection, _ = value_and_grads(values, config, "reference", gate, **where)
+    assert_equally_good(selection, expected_selection, values, config)
+    expected, _, expected_grads = value_and_grads(
+        values, config, "reference", gate, selection=selection, **where)
+    close(out, expected, "out")
+    for name, grad, wanted in zip(NAMES, grads, expected_grads, strict=True):
+        close(grad, wanted, f"gradient of {name}", 1e-4)
+
+
+def assert_equally_good(selection, expected, values, config):
+    """Every chosen block scores, by the reference, at least as high as the worst block that the reference chose."""
+    scores = block_scores(values[3], block_summaries(values[4], config.block_size, config.pooling)).swapaxes(1, 2)
+    of = lambda ids: jnp.take_along_axis(scores, jnp.maximum(ids, 0), axis=-1)  # noqa: E731
+    np.testing.assert_array_equal((selection >= 0).sum(-1), (expected >= 0).sum(-1))
+    worst = jnp.where(expected >= 0, of(expected), jnp.inf).min(-1, keepdims=True)
+    margin = 1e-5 * jnp.maximum(1, jnp.abs(worst))
+    assert bool(((selection < 0) | (of(selection) >= worst - jnp.where(jnp.isfinite(worst), margin, 0))).all())
+    ids = np.asarray(selection)
+    real = ids >= 0
+    assert (real[..., :-1] >= real[..., 1:]).all(), "valid ids come first"
+    assert (np.diff(ids, axis=-1)[real[..., 1:]] > 0).all(), "ids ascend"
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_everything_selected_without_gate_is_dense_attention(implementation):
+    values = arrays(0, 2, 70, 70, 2, 2)
+    config = SelectionConfig(block_size=8, num_blocks=9, local_blocks=1, sink_blocks=1)
+    out = selective_attention(*values, config, gate=False, implementation=implementation)
+    np.testing.assert_allclose(out, dense_attention(*values[:3]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("position", [0, 7, 8, 21, 38])
+def test_the_future_changes_nothing(implementation, position):
+    values = arrays(1, 1, 40, 40, 1, 2)
+    config = SelectionConfig(block_size=8, num_blocks=2, local_blocks=1, sink_blocks=1)
+    run = jax.jit(lambda *values: selective_attention(
+        *values, config, implementation=implementation, return_selection=True))
+    later = jnp.arange(40).reshape(1, 40, 1, 1) > position
+    noise = arrays(2, 1, 40, 40, 1, 2)
+    out, selection = run(*values)
+    changed, changed_selection = run(*(jnp.where(later, 50 * n, x) for x, n in zip(values, noise, strict=True)))
+    np.testing.assert_array_equal(out[:, : position + 1], changed[:, : position + 1])
+    np.testing.assert_array_equal(selection[:, : position + 1], changed_selection[:, : position + 1])
+
+    grads = jax.grad(lambda *values: run(*values)[0][:, position].sum(), argnums=range(5))(*values)
+    for name, grad in zip(NAMES, grads, strict=True):
+        assert not grad[:, position + 1 :].any(), f"gradient of {name} reaches the future"
+    assert grads[2][:, : position + 1].any()
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_ties_go_to_the_lower_index(implementation):
+    q, k, v, router_q, router_k = arrays(3, 1, 48, 48, 1, 1)
+    equal = jnp.ones_like(router_k)
+    config = SelectionConfig(block_size=4, num_blocks=3, local_blocks=1, sink_blocks=1)
+    _, selection = selective_attention(
+        q, k, v, router_q, equal, config, implementation=implementation, return_selection=True)
+    np.testing.assert_array_equal(selection[0, 47, 0], [1, 2, 3])
+    np.testing.assert_array_equal(selection[0, 11, 0], [1, -1, -1])
+    better = equal.at[:, 20].set(2.0)
+    _, selection = selective_attention(
+        q, k, v, router_q, better, config, implementation=implementation, return_selection=True)
+    np.testing.assert_array_equal(selection[0, 47, 0], [1, 2, 5])
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_max_pooling_credits_the_first_maximal_token(implementation):
+    q, k, v, router_q, router_k = arrays(4, 1, 12, 12, 1, 1)
+    router_k = jnp.round(router_k)  # many ties inside a block
+    config = SelectionConfig(block_size=4, num_blocks=1, local_blocks=1, sink_blocks=0)
+    grad = value_and_grads((q, k, v, router_q, router_k), config, implementation, True)[2][4][0, :, 0]
+    block = np.asarray(router_k)[0, :4, 0]
+    first = block.argmax(axis=0)
+    for channel in range(block.shape[1]):
+        others = np.delete(np.asarray(grad)[:4, channel], first[channel])
+        assert not others.any()
+        assert grad[first[channel], channel] != 0
+
+
+def test_results_are_the_same_bits_every_time_whatever_the_layout():
+    values = arrays(5, 2, 200, 200, 2, 2)
+    config = SelectionConfig(block_size=4, num_blocks=6, local_blocks=2, sink_blocks=1)
+    first, second = (value_and_grads(values, config, "xla", True) for _ in range(2))
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_many_chunks_and_steps_give_the_same_result(monkeypatch):
+    values = arrays(6, 1, 300, 300, 2, 2)
+    config = SelectionConfig(block_size=4, num_blocks=5, local_blocks=2, sink_blocks=1)
+    whole = value_and_grads(values, config, "xla", True)
+    monkeypatch.setattr(gathered, "CHUNK_ELEMENTS", 1)  # the smallest chunks of queries
+    monkeypatch.setattr(gathered, "STEP_ELEMENTS", 1)  # one tile a step
+    monkeypatch.setattr("subq_jax.kernels.xla.selective.SCORE_ELEMENTS", 1)
+    monkeypatch.setattr("subq_jax.kernels.xla.banded.CHUNK_ELEMENTS", 1)
+    pieces = value_and_grads(values, config, "xla", True)
+    np.testing.assert_array_equal(whole[1], pieces[1])
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * max(1, float(jnp.abs(jnp.asarray(a)).max())), rtol=0)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_absent_keys_are_never_read(implementation):
+    values = arrays(7, 2, 5, 40, 1, 2)
+    config = SelectionConfig(block_size=4, num_blocks=2, local_blocks=1, sink_blocks=1)
+    present = jnp.array([20, 33], jnp.int32)
+    absent = jnp.arange(40).reshape(1, 40, 1, 1) >= present.reshape(2, 1, 1, 1)
+    poisoned = [x if x.shape[1] == 5 else jnp.where(absent, jnp.nan, x) for x in values]
+    clean = value_and_grads(values, config, implementation, True, kv_length=present)
+    dirty = value_and_grads(poisoned, config, implementation, True, kv_length=present)
+    for a, b in zip(jax.tree.leaves(clean), jax.tree.leaves(dirty), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_a_foreign_selection_cannot_leak_or_count_twice(implementation):
+    values = arrays(8, 1, 32, 32, 1, 2)
+    config = SelectionConfig(block_size=4, num_blocks=4, local_blocks=1, sink_blocks=1)
+    ids = jnp.broadcast_to(jnp.array([7, 2, 2, 0], jnp.int32), (1, 32, 1, 4))
+    _, selection = selective_attention(
+        *values, config, selection=ids, implementation=implementation, return_selection=True)
+    np.testing.assert_array_equal(selection[0, 31, 0], [2, -1, -1, -1])
+    np.testing.assert_array_equal(selection[0, 11, 0], [-1, -1, -1, -1])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_stays_near_the_reference(dtype):
+    values = arrays(9, 1, 96, 96, 2, 2, dtype=dtype)
+    config = SelectionConfig(block_size=8, num_blocks=3, local_blocks=2, sink_blocks=1)
+    out, selection, grads = value_and_grads(values, config, "xla", True)
+    exact = tuple(x.astype(jnp.float32) for x in values)
+    expected, _, expected_grads = value_and_grads(exact, config, "reference", True, selection=selection)
+    assert out.dtype == dtype
+    for actual, wanted in zip((out, *grads), (expected, *expected_grads), strict=True):
+        error = jnp.linalg.norm((actual.astype(jnp.float32) - wanted).ravel()) / jnp.linalg.norm(wanted.ravel())
+        assert error < 2e-2
