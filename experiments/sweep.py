@@ -1,0 +1,288 @@
+"""Compares mechanisms: `python -m experiments.sweep --config=configs/readme_sweep.py --workdir=runs/readme`.
+
+Trains every cell of the grid task x mechanism x budget x seed that `config.sweep` describes, scores and times it at
+each evaluation length, and writes `results.jsonl` and a self-contained `report.html` into the workdir. Started again
+with the same command it skips finished cells, resumes the one that was cut off and tries failed ones anew. A cell that
+fails is reported and the rest goes on; the exit status then is 1.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import queue
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from experiments import sweep_cell
+from experiments.sweep_cell import Cell
+from subq_jax.data import data_info
+from subq_jax.reporting.html import write_report
+from subq_jax.reporting.results import Row, write_rows, write_text
+from subq_jax.reporting.verdict import verdict
+from subq_jax.training import check_config
+from subq_jax.training.workdir import claim_workdir
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file with a `sweep` section.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep: cells, results.jsonl, report.html.")
+_CELLS = flags.DEFINE_string("cells", "", "Regular expression; only cells whose name matches are run.")
+_PARALLEL = flags.DEFINE_integer(
+    "parallel_cells", 1, "Cells at a time, each in a worker process with its share of the cores; 1 uses this process.",
+    lower_bound=1)
+
+_SWEEP_FIELDS = ("tasks", "mechanisms", "budgets", "seeds", "eval_lengths", "eval_batches", "eval_batch_size",
+                 "timing_repeats")
+
+
+def grid(config: ConfigDict) -> list[Cell]:
+    """The cells of `config`, seeds innermost; a task's overrides are merged into the base config.
+
+    Raises:
+      ValueError: for missing or unknown fields of `config.sweep`, and for everything wrong in a cell's config.
+    """
+    sweep = config.sweep
+    if set(sweep) != set(_SWEEP_FIELDS):
+        raise ValueError(f"config.sweep must have exactly the fields {_SWEEP_FIELDS}, got {tuple(sweep)}")
+    for name in ("tasks", "mechanisms", "seeds", "eval_lengths"):
+        if not sweep[name]:
+            raise ValueError(f"sweep.{name} must not be empty")
+    evaluation = {"lengths": list(sweep.eval_lengths), "num_batches": sweep.eval_batches,
+                  "batch_size": sweep.eval_batch_size, "timing_repeats": sweep.timing_repeats}
+    cells = []
+    for task, overrides in sweep.tasks.items():
+        for mechanism in sweep.mechanisms:
+            for budget in (None,) if mechanism == "dense" else tuple(sweep.budgets):
+                for seed in sweep.seeds:
+                    cells.append(_cell(config, task, overrides, mechanism, budget, seed, evaluation))
+    return cells
+
+
+def _cell(config, task, overrides, mechanism, budget, seed, evaluation) -> Cell:
+    name = "-".join([task, mechanism, *([] if budget is None else [str(budget)]), f"seed{seed}"])
+    own = ConfigDict({field: value for field, value in config.to_dict().items() if field != "sweep"})
+    own.update(overrides.to_dict())
+    own.seed = seed
+    own.model.mechanism = mechanism
+    if budget is not None:
+        own.model.budget = budget
+    try:
+        check_config(own)
+    except ValueError as error:
+        raise ValueError(f"cell {name}: {error}") from error
+    return Cell(name, task, mechanism, budget, seed, own.to_dict(), evaluation)
+
+
+def prepare(cells: list[Cell], workdir: Path) -> None:
+    """Claims every cell's folder for its config and makes the data ready, before anything is trained.
+
+    Raises:
+      ValueError: when a folder belongs to another config, or the data cannot be used.
+    """
+    for cell in cells:
+        claim_workdir(_folder(workdir, cell), ConfigDict(cell.config), "")
+    for task in dict.fromkeys(cell.task for cell in cells):
+        data_info(ConfigDict(next(cell.config for cell in cells if cell.task == task)).data)
+
+
+def is_complete(cell: Cell, workdir: Path) -> bool:
+    """Whether the folder answers exactly this request, without failure."""
+    path = _folder(workdir, cell) / "result.json"
+    if not path.exists():
+        return False
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return result["request"] == cell.request() and all(row["status"] == "ok" for row in result["rows"])
+
+
+def run_cells(cells: list[Cell], workdir: Path, workers: list[Callable[[Path], None]], console: Console) -> None:
+    """Runs the cells on `workers` side by side and keeps `results.jsonl` up to date."""
+    free = queue.SimpleQueue()
+    for worker in workers:
+        free.put(worker)
+    running, lock = [], threading.Lock()
+    columns = (TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+               TimeRemainingColumn(elapsed_when_finished=False), TextColumn("{task.fields[now]}"))
+    with Progress(*columns, console=console) as progress, ThreadPoolExecutor(len(workers)) as pool:
+        bar = progress.add_task("cells", total=len(cells), now="")
+
+        def run(cell: Cell) -> None:
+            folder, worker = _folder(workdir, cell), free.get()
+            with lock:
+                running.append(cell.name)
+                progress.update(bar, now=", ".join(running))
+            write_text(folder / "request.json", json.dumps(cell.request(), indent=1))
+            try:
+                worker(folder)
+            finally:
+                free.put(worker)
+            rows = json.loads((folder / "result.json").read_text(encoding="utf-8"))["rows"]
+            with lock:
+                running.remove(cell.name)
+                write_rows(workdir / "results.jsonl", collect(workdir))
+                progress.update(bar, advance=1, now=", ".join(running))
+                console.print(_one_line(cell, rows), highlight=False, markup=False)
+
+        try:
+            list(pool.map(run, cells))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def collect(workdir: Path) -> list[Row]:
+    """The rows of every cell in the workdir that has an answer, whichever command ran it."""
+    results = sorted((workdir / "cells").glob("*/result.json"))
+    return [row for path in results for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+
+
+@contextlib.contextmanager
+def make_workers(count: int, workdir: Path) -> Iterator[list[Callable[[Path], None]]]:
+    """Yields `count` functions that run the cell in a folder: this process for one, else worker processes."""
+    cache = str(workdir / "compilation_cache")
+    if count == 1:
+        sweep_cell.set_compilation_cache(cache)
+        try:
+            yield [_run_here]
+        finally:
+            sweep_cell.set_compilation_cache("")
+        return
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    workers = [_Worker(workdir, index, cores[index::count], cache) for index in range(count)]
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def _run_here(folder: Path) -> None:
+    sweep_cell.run_cell(folder)
+    jax.clear_caches()  # cells share nothing in memory; what they compiled would pile up
+
+
+class _Worker:
+    """A `sweep_cell` process that outlives its cells, because importing and starting costs seconds."""
+
+    def __init__(self, workdir: Path, index: int, cores: list[int], cache: str):
+        self._log = workdir / f"worker-{index}.log"
+        self._command = [sys.executable, "-m", "experiments.sweep_cell", f"--compilation_cache={cache}",
+                         f"--cores={','.join(map(str, cores))}"]
+        self._process = None
+
+    def __call__(self, folder: Path) -> None:
+        if self._process is None:
+            with self._log.open("a") as log:
+                self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                                 stderr=log, text=True, cwd=Path(__file__).parents[1])
+        with contextlib.suppress(BrokenPipeError):  # the worker died between cells; the exit status below tells
+            self._process.stdin.write(f"{folder}\n")
+            self._process.stdin.flush()
+        if any(line.strip() == sweep_cell.DONE for line in self._process.stdout):
+            return
+        status, self._process = self._process.wait(), None
+        cell = Cell(**json.loads((folder / "request.json").read_text(encoding="utf-8")))
+        message = f"the worker process ended with status {status}; its messages are in {self._log.name}"
+        sweep_cell.write_result(cell, folder, [sweep_cell.failed_row(cell, folder, message)])
+
+    def stop(self) -> None:
+        """Ends the process; a cell under way resumes from its last checkpoint."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+def _folder(workdir: Path, cell: Cell) -> Path:
+    return workdir / "cells" / cell.name
+
+
+def _one_line(cell: Cell, rows: list[Row]) -> str:
+    if rows[0]["status"] == "failed":
+        return f"{cell.name}: FAILED, {rows[0]['error']}"
+    metric = "bits_per_byte" if rows[0].get("bits_per_byte") is not None else "accuracy"
+    values = ", ".join(f"{row['length']}: {row[metric]:.3f}" for row in rows)
+    return f"{cell.name}: {metric.replace('_', ' ')} at {values}"
+
+
+def _versions() -> dict[str, str]:
+    names = ("subq_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+    device = jax.devices()[0]
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names} | {
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        "device": f"{device.platform} ({device.device_kind})"}
+
+
+def _notes(parallel: int) -> list[str]:
+    where = ("one cell at a time in one process" if parallel == 1 else
+             f"{parallel} cells at a time, each in a process of its own with its share of the CPU cores")
+    return [
+        f"Times were taken with {where}; cells run in the same sweep can be compared, other machines cannot.",
+        "Forward time is the median of repeated calls of the compiled forward pass on one sequence. Training step time "
+        "is the median over logged intervals after the dense warm-up and the curriculum, input included, compilation, "
+        "evaluation and checkpoints not.",
+        "Forward memory is the size of temporaries that the compiler plans for that forward pass, without parameters; "
+        "a process's own peak would be the peak of everything it did before.",
+        "FLOPs are counted analytically: causal and sparse work discounted, the selector included.",
+        "Each arm was trained with the same data, steps and learning rate. Budget is the number of key positions that "
+        "a query sees in the layers under study, sinks and local blocks included; local layers are alike in all arms.",
+        "Evaluation uses held-out data. Longer sequences than the training length are beyond anything the model saw.",
+    ]
+
+
+def run_sweep(config: ConfigDict, workdir: Path, *, pattern: str, parallel: int, console: Console) -> list[str]:
+    """Runs the cells whose name matches `pattern`, writes results and report, returns the names of failed cells.
+
+    Raises:
+      ValueError: for anything wrong with the config, the pattern, the workdir or the data, before any training.
+    """
+    every = grid(config)
+    try:
+        chosen = [cell for cell in every if re.search(pattern, cell.name)]
+    except re.error as error:
+        raise ValueError(f"--cells must be a regular expression, got {pattern!r}: {error}") from error
+    if not chosen:
+        raise ValueError(f"--cells={pattern} matches none of {[cell.name for cell in every]}")
+    prepare(chosen, workdir)
+    todo = [cell for cell in chosen if not is_complete(cell, workdir)]
+    console.print(f"{len(chosen)} cells, {len(chosen) - len(todo)} of them finished before")
+    if todo:
+        with make_workers(min(parallel, len(todo)), workdir) as workers:
+            run_cells(todo, workdir, workers, console)
+    rows = collect(workdir)
+    write_rows(workdir / "results.jsonl", rows)
+    write_report(workdir / "report.html", rows, title="Selective attention against its rivals",
+                 expected=[cell.place() for cell in every], config=config.to_dict(), versions=_versions(),
+                 notes=_notes(parallel))
+    for sentence in verdict(rows):
+        console.print(f"- {sentence}", highlight=False, markup=False)
+    console.print(f"Report: {workdir / 'report.html'}", soft_wrap=True)
+    return [row["cell"] for row in rows if row["status"] == "failed"]
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    try:
+        failed = run_sweep(_CONFIG.value, Path(_WORKDIR.value).absolute(), pattern=_CELLS.value,
+                           parallel=_PARALLEL.value, console=Console())
+    except ValueError as error:
+        raise SystemExit(f"ValueError: {error}") from None
+    if failed:
+        raise SystemExit(f"{len(failed)} cells failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

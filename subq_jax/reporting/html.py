@@ -1,0 +1,146 @@
+"""A self-contained HTML report of a sweep: plots inside the page, tables with mean and spread, failures by name."""
+
+import base64
+import html
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from subq_jax.reporting import plots
+from subq_jax.reporting.results import Row, Summary, arm_name, arms, succeeded, summarise, write_text
+from subq_jax.reporting.verdict import verdict
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; }
+td, th { border: 1px solid #ccc; padding: .25rem .6rem; text-align: right; }
+td:first-child, th:first-child { text-align: left; }
+img { max-width: 100%; } pre { background: #f5f5f5; padding: .6rem; overflow-x: auto; font-size: 12px; }
+.failed { color: #a00; } small { color: #666; }
+"""
+_QUALITY = {"accuracy": "accuracy", "bits_per_byte": "bits per byte"}
+_COSTS = {
+    "forward_seconds": ("forward time", "seconds, one sequence, without compiling"),
+    "forward_temp_bytes": ("forward memory", "bytes of temporaries, one sequence, by the compiler's account"),
+    "forward_flops": ("forward FLOPs", "FLOPs, one sequence, analytic, selector included"),
+}
+
+
+def write_report(path: str | os.PathLike, rows: list[Row], **sections: Any) -> None:
+    """Writes `render_report(rows, **sections)` to `path`, atomically."""
+    write_text(path, render_report(rows, **sections))
+
+
+def render_report(rows: list[Row], *, title: str, expected: Sequence[Row] = (), config: Mapping[str, Any] | None = None,
+                  versions: Mapping[str, str] | None = None, notes: Sequence[str] = ()) -> str:
+    """Renders the report; cells that failed or never ran are named and take nothing away from the rest.
+
+    Args:
+      rows: rows as described in `reporting.results`.
+      title: heading of the page.
+      expected: the cells that were asked for, each with `cell`; those without any row are listed as missing.
+      config: what was run, JSON-able.
+      versions: program and library versions, name to version.
+      notes: sentences on how measurements were taken.
+    """
+    done = succeeded(rows)
+    body = [_element("h1", title), "<h2>What this run shows</h2>", _list(verdict(rows))]
+    body += _problems(rows, expected)
+    for task in sorted({row["task"] for row in done}):
+        body += _task_section(task, succeeded(done, task=task))
+    if notes:
+        body += ["<h2>How it was measured</h2>", _list(notes)]
+    if versions:
+        body += ["<h2>Versions</h2>", _table(["program", "version"], [list(item) for item in versions.items()])]
+    if config is not None:
+        body += ["<h2>Configuration</h2>", _element("pre", json.dumps(config, indent=2, default=str))]
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+            f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n")
+
+
+def format_summary(summary: Summary | None, style: str = ".3f") -> str:
+    """`mean ± std [min..max]`; the mean alone for a single seed, a dash for nothing."""
+    if summary is None:
+        return "–"
+    if len(summary.values) == 1:
+        return f"{summary.mean:{style}}"
+    return f"{summary.mean:{style}} ± {summary.std:{style}} [{summary.low:{style}}..{summary.high:{style}}]"
+
+
+def _task_section(task, rows):
+    parts = [_element("h2", f"Task: {task}")]
+    for metric, label in _QUALITY.items():
+        if any(row.get(metric) is not None for row in rows):
+            parts.append(_element("h3", label.capitalize()))
+            for against, draw in (("length", plots.quality_vs_length), ("budget", plots.quality_vs_budget)):
+                title = f"{task}: {label} against {against}"
+                parts.append(_image(draw(rows, metric, title=title, ylabel=label), title))
+            parts.append(_table_by_length(rows, metric, ".3f"))
+    parts.append("<h3>Cost</h3>")
+    for metric, (label, unit) in _COSTS.items():
+        if any(row.get(metric) for row in rows):  # logarithmic axes have no place for 0
+            title = f"{task}: {label}"
+            parts.append(_image(plots.cost_vs_length(rows, metric, title=title, ylabel=unit), title))
+            parts += [_element("p", f"{label.capitalize()} ({unit}):"), _table_by_length(rows, metric, ".3g")]
+    parts += ["<p>Training, per arm:</p>", _training_table(rows)]
+    return parts
+
+
+def _table_by_length(rows, metric, style):
+    table = summarise(rows, metric, ["mechanism", "budget", "length"])
+    lengths = sorted({length for _, _, length in table})
+    trained = {row["train_length"] for row in rows}
+    header = ["arm", *(f"{length}{' (training length)' if length in trained else ''}" for length in lengths), "seeds"]
+    lines = []
+    for arm in arms(rows):
+        summaries = [table.get((*arm, length)) for length in lengths]
+        seeds = max((len(summary.values) for summary in summaries if summary), default=0)
+        lines.append([arm_name(*arm), *(format_summary(summary, style) for summary in summaries), seeds])
+    return _table(header, lines)
+
+
+def _training_table(rows):
+    metrics = {"train_step_seconds": "step time (median, s)", "train_flops_per_second": "FLOP/s while stepping",
+               "train_seconds": "training (s)", "train_steps": "steps", "parameters": "parameters"}
+    shown = [metric for metric in metrics if any(row.get(metric) is not None for row in rows)]
+    once = list({row["cell"]: row for row in rows}.values())  # a cell's rows repeat what does not depend on length
+    tables = {metric: summarise(once, metric, ["mechanism", "budget"]) for metric in shown}
+    lines = []
+    for arm in arms(rows):
+        lines.append([arm_name(*arm), *(format_summary(tables[metric].get(arm), ".4g") for metric in shown)])
+    return _table(["arm", *(metrics[metric] for metric in shown)], lines)
+
+
+def _problems(rows, expected):
+    failed = [row for row in rows if row["status"] == "failed"]
+    present = {row["cell"] for row in rows}
+    missing = [cell["cell"] for cell in expected if cell["cell"] not in present]
+    parts = []
+    if failed:
+        parts.append(f'<h2 class="failed">Failed cells ({len(failed)})</h2>')
+        for row in failed:
+            where = f" (traceback: {row['traceback']})" if row.get("traceback") else ""
+            parts += [_element("p", row["cell"] + where), _element("pre", row.get("error", "no message"))]
+    if missing:
+        parts += [f"<h2>Cells not run ({len(missing)})</h2>", _list(missing)]
+    return parts
+
+
+def _table(header, lines):
+    head = "".join(_element("th", cell) for cell in header)
+    body = "".join("<tr>" + "".join(_element("td", cell) for cell in line) + "</tr>\n" for line in lines)
+    return f"<table><tr>{head}</tr>\n{body}</table>"
+
+
+def _list(items):
+    return "<ul>" + "".join(_element("li", item) for item in items) + "</ul>"
+
+
+def _element(tag, content):
+    return f"<{tag}>{html.escape(str(content))}</{tag}>"
+
+
+def _image(png, description):
+    data = base64.b64encode(png).decode("ascii")
+    return f'<img alt="{html.escape(description, quote=True)}" src="data:image/png;base64,{data}">'

@@ -1,0 +1,197 @@
+"""The sweep's bookkeeping with a stubbed training function, and one real sweep of a minute."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from configs.readme_sweep import get_config
+from experiments import sweep, sweep_cell
+from subq_jax.model.config import DecoderConfig
+from subq_jax.reporting.results import read_rows
+
+ROOT = Path(__file__).parents[2]
+
+
+class TinyModel(nnx.Module):
+    """Stands in for a trained decoder."""
+
+    def __init__(self, config):
+        self.config = config
+        self.scale = nnx.Param(nnx.initializers.ones(nnx.Rngs(0).params(), (3,)))
+
+    def __call__(self, tokens):
+        return tokens[..., None] * self.scale[...].reshape(1, 1, 3)
+
+
+def small_config() -> ConfigDict:
+    config = get_config("smoke")
+    del config.sweep.tasks["code"]
+    return config
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Stubs training, evaluation and timing; returns the (workdir, config) pairs of the trainings asked for."""
+    calls = []
+
+    def train(config, workdir, *, show_progress):
+        calls.append((workdir, config))
+        if config.model.mechanism in failing:
+            raise RuntimeError("the loss went <up>")
+        model = TinyModel(DecoderConfig(**config.model.to_dict() | {"vocab_size": 128}))
+        return SimpleNamespace(model=model, step=config.training.steps, metrics=[])
+
+    def evaluate(model, data, *, lengths, num_batches, batch_size, seed):
+        return [dict(length=length, loss=1.0, accuracy=0.95, bits_per_byte=None, num_tokens=9) for length in lengths]
+
+    failing = set()
+    monkeypatch.setattr(sweep_cell, "train", train)
+    monkeypatch.setattr(sweep_cell, "evaluate", evaluate)
+    return SimpleNamespace(calls=calls, failing=failing)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs the program in this process; returns the rows it left."""
+
+    def run_sweep(config, cells=""):
+        failed = sweep.run_sweep(config, tmp_path, pattern=cells, parallel=1, console=Console(width=500))
+        rows = read_rows(tmp_path / "results.jsonl")
+        assert failed == [row["cell"] for row in rows if row["status"] == "failed"]
+        return rows
+
+    return run_sweep
+
+
+def test_grid_has_no_budget_axis_for_dense():
+    cells = sweep.grid(get_config())
+    names = [cell.name for cell in cells]
+    assert len(names) == len(set(names)) == 14
+    assert "recall-dense-seed0" in names and "code-selective-64-seed0" in names
+    selective = next(cell for cell in cells if cell.name == "recall-selective-32-seed0")
+    assert selective.config["model"]["budget"] == 32
+    assert selective.config["data"]["task"] == "mqar"
+    assert selective.evaluation["lengths"] == [128, 512, 2048]
+    code = next(cell for cell in cells if cell.task == "code")
+    assert code.config["data"]["task"] == "text"
+    assert selective.config["optimizer"] == code.config["optimizer"]  # one learning rate for every arm
+
+
+def test_finished_cells_are_skipped_and_report_is_written(trained, run, tmp_path, capsys):
+    rows = run(small_config())
+    assert [(row["cell"], row["length"]) for row in rows] == [
+        ("recall-dense-seed0", 64), ("recall-dense-seed0", 128),
+        ("recall-selective-32-seed0", 64), ("recall-selective-32-seed0", 128)]
+    assert {row["status"] for row in rows} == {"ok"}
+    assert all(row["parameters"] == 3 and row["forward_seconds"] > 0 and row["forward_flops"] > 0 for row in rows)
+    assert len(trained.calls) == 2
+    assert str(tmp_path / "report.html") in capsys.readouterr().out
+    assert "dense answers 95.0% right" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    assert run(small_config()) == rows
+    assert len(trained.calls) == 2
+
+
+def test_interrupted_sweep_goes_on_where_it_was(trained, run, tmp_path):
+    trained_before = run(small_config(), cells="dense")
+    (tmp_path / "cells" / "recall-selective-32-seed0").mkdir(exist_ok=True)
+    (tmp_path / "cells" / "recall-selective-32-seed0" / "request.json").write_text("{}")
+    rows = run(small_config())
+    assert [workdir.parent.name for workdir, _ in trained.calls] == ["recall-dense-seed0", "recall-selective-32-seed0"]
+    assert rows[:2] == trained_before and len(rows) == 4
+
+
+def test_failed_cell_is_reported_and_the_rest_goes_on(trained, run, tmp_path):
+    trained.failing.add("dense")
+    rows = run(small_config())
+    assert [row["status"] for row in rows] == ["failed", "ok", "ok"]
+    assert rows[0]["error"] == "RuntimeError: the loss went <up>"
+    assert "Traceback" in (tmp_path / rows[0]["traceback"]).read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Failed cells (1)" in page and "the loss went &lt;up&gt;" in page
+
+    trained.failing.clear()  # a failed cell is tried anew, a finished one is not
+    assert [row["status"] for row in run(small_config())] == ["ok"] * 4
+    assert len(trained.calls) == 3
+    assert not list(tmp_path.glob("cells/*/error.txt"))
+
+
+def test_other_evaluation_reuses_the_training_folder(trained, run):
+    run(small_config())
+    config = small_config()
+    config.sweep.eval_lengths = (64, 256)
+    rows = run(config)
+    assert {row["length"] for row in rows} == {64, 256}
+    assert len(trained.calls) == 4  # training is asked again, and answers from its own last checkpoint
+
+
+def test_bad_input_is_refused_before_any_training(trained, run):
+    run(small_config())
+    config = small_config()
+    config.optimizer.learning_rate = 1.0
+    with pytest.raises(ValueError, match="belongs to another config.*learning_rate"):
+        run(config)
+    with pytest.raises(ValueError, match="--cells=nothing matches none of .*recall-dense-seed0"):
+        run(small_config(), cells="nothing")
+    config = small_config()
+    config.sweep.budgets = (20,)
+    with pytest.raises(ValueError, match="cell recall-selective-20-seed0: budget of selective must be a multiple"):
+        run(config)
+    config = small_config()
+    config.sweep.mechanisms = ("magic",)
+    with pytest.raises(ValueError, match="mechanism must be one of"):
+        run(config)
+    config = small_config()
+    del config.sweep.budgets
+    with pytest.raises(ValueError, match="config.sweep must have exactly the fields"):
+        run(config)
+    assert len(trained.calls) == 2
+
+
+def test_step_time_leaves_out_warm_up_and_curriculum():
+    config = get_config()
+    config.data.curriculum = ((0, 32, 4), (60, 128, 8))
+    config.training.dense_steps, config.training.log_every = 40, 20
+    rates = {20: 1.0, 40: 1.0, 60: 1.0, 80: 4096.0, 100: 2048.0, 120: 4096.0}
+    metrics = [{"step": step, "tokens_per_second": rate} for step, rate in rates.items()]
+    metrics.append({"step": 120, "eval_loss": 1.0})
+    assert sweep_cell.median_step_seconds(metrics, config) == 1.0
+    assert sweep_cell.median_step_seconds(metrics[:3], config) is None
+
+
+def test_worker_that_dies_fails_its_cell_only(tmp_path):
+    cell = sweep.grid(small_config())[0]
+    folder = tmp_path / "cells" / cell.name
+    folder.mkdir(parents=True)
+    (folder / "request.json").write_text(json.dumps(cell.request()))
+    worker = sweep._Worker(tmp_path, 0, [], "")
+    worker._command = [sys.executable, "-c", "import sys; sys.stdin.readline(); sys.exit(7)"]
+    worker(folder)
+    (row,) = json.loads((folder / "result.json").read_text())["rows"]
+    assert row["status"] == "failed" and "ended with status 7" in row["error"]
+    assert not sweep.is_complete(cell, tmp_path)
+
+    worker._command = [sys.executable, "-c", f"import sys; sys.stdin.readline(); print({sweep_cell.DONE!r})"]
+    worker(folder)  # a new process takes the next cell
+    worker.stop()
+
+
+@pytest.mark.slow
+def test_real_sweep_in_worker_processes(tmp_path):
+    command = [sys.executable, "-m", "experiments.sweep", "--config=configs/readme_sweep.py:smoke",
+               f"--workdir={tmp_path}", "--cells=recall", "--parallel_cells=2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = read_rows(tmp_path / "results.jsonl")
+    assert len(rows) == 4 and all(row["forward_temp_bytes"] > 0 for row in rows)
+    assert "data:image/png;base64," in (tmp_path / "report.html").read_text(encoding="utf-8")
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "2 cells, 2 of them finished before" in again.stdout
+    assert read_rows(tmp_path / "results.jsonl") == rows
