@@ -1,5 +1,6 @@
 """Blocks chosen by mean keys: the training-free selector that selective attention is compared with."""
 
+from subq_jax.attention import checks
 from subq_jax.attention.api import selective_attention
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, SegmentIds, Values
 from subq_jax.selection.config import SelectionConfig
@@ -21,6 +22,8 @@ def block_mean_attention(
 
     Source: MoBA (arXiv 2502.13189).
     """
+    checks.check_float_arrays({"q": q, "k": k, "v": v})
+    checks.check_heads(q, k, v)
     batch, queries, heads, head_dim = q.shape
     kv_heads = k.shape[2]
     router_q = q.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim).mean(axis=3)

@@ -71,13 +71,12 @@ def check_kv_length(kv_length, batch: int, length: int) -> jax.Array:
 
 def check_q_offset(q_offset, kv_length, batch: int, queries: int, length: int) -> jax.Array:
     """`q_offset` as int32 [B]; default `kv_length - T`. Concrete values must keep every query inside the keys."""
+    present = check_kv_length(kv_length, batch, length)
     limit = np.int64(length) if kv_length is None else concrete(kv_length)
     if q_offset is None:
-        values = None if limit is None else limit - queries
-        result = jnp.full((batch,), length - queries, jnp.int32) if kv_length is None else (
-            per_sequence("kv_length", kv_length, batch) - queries)
+        values, result = None if limit is None else limit - queries, present - queries
     else:
-        values, result = concrete(q_offset), per_sequence("q_offset", q_offset, batch)
+        result, values = per_sequence("q_offset", q_offset, batch), concrete(q_offset)
     if values is not None and np.any(values < 0):
         raise ValueError(f"q_offset must be >= 0, got {values.tolist()} for {queries} queries")
     if values is not None and limit is not None and np.any(values + queries > limit):

@@ -54,6 +54,7 @@ def dense_attention(
     present = checks.check_kv_length(kv_length, batch, length)
     place = place_queries(offset, queries, segment_ids, block_size=1)
     k, v = clear_absent_keys(k, present), clear_absent_keys(v, present)
+    q = jnp.where(place.exists[..., None, None], q, 0)
 
     strip = -(-queries // STRIPS) if whole and queries >= 1024 else queries
     outs = []

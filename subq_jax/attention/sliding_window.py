@@ -45,6 +45,7 @@ def sliding_window_attention(
     checks.check_heads(q, k, v)
     check_integer("window", window, 1)
     (batch, queries), (length, kv_heads) = q.shape[:2], k.shape[1:3]
+    window = min(window, length)  # work and memory grow with the window
     checks.check_segment_ids(segment_ids, batch, length, block_size=1)
     offset = checks.check_q_offset(q_offset, kv_length, batch, queries, length)
     place = place_queries(offset, queries, segment_ids, block_size=1)

@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from subq_jax.axes import Logits, Tokens
@@ -35,8 +36,11 @@ def generate(
     Raises:
       ValueError: for an empty or misshapen prompt, and numbers out of range.
     """
+    prompt = jnp.asarray(prompt)
     if prompt.ndim != 2 or 0 in prompt.shape or not jnp.issubdtype(prompt.dtype, jnp.integer):
         raise ValueError(f"prompt must be a non-empty int array [B, T], got {prompt.dtype}{list(prompt.shape)}")
+    if (unknown := np.asarray(prompt)[(prompt < 0) | (prompt >= model.config.vocab_size)]).size:
+        raise ValueError(f"prompt must hold ids in [0, vocab_size={model.config.vocab_size}), got {unknown[0]}")
     check_integer("num_tokens", num_tokens, 1)
     if not math.isfinite(temperature) or temperature < 0:
         raise ValueError(f"temperature must be finite and >= 0, got {temperature}")

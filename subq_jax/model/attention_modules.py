@@ -16,6 +16,7 @@ from flax import nnx
 
 from subq_jax.attention.api import selective_attention
 from subq_jax.attention.block_mean import block_mean_attention
+from subq_jax.attention.checks import check_integers
 from subq_jax.attention.dense import dense_attention
 from subq_jax.attention.sliding_window import sliding_window_attention
 from subq_jax.axes import Activations, SegmentIds
@@ -99,17 +100,21 @@ class CausalAttention(nnx.MultiHeadAttention):
             raise ValueError(f"inputs_q must have in_features={self.in_features} features, got {inputs_q.shape}")
         lead = inputs_q.shape[:-2]
         x = inputs_q.reshape(-1, *inputs_q.shape[-2:])
-        segment_ids = None if segment_ids is None else segment_ids.reshape(-1, segment_ids.shape[-1])
-        q, k, v = (project(x, out_sharding=qkv_sharding) for project in (self.query, self.key, self.value))
         decode = bool(self.decode if decode is None else decode)
-        if decode and segment_ids is not None:
-            raise ValueError("segment_ids must be None with decode=True: a cache holds one document per sequence")
+        if segment_ids is not None:
+            if decode:
+                raise ValueError("segment_ids must be None with decode=True: a cache holds one document per sequence")
+            check_integers("segment_ids", segment_ids, inputs_q.shape[:-1], "[..., T]")
+            segment_ids = segment_ids.reshape(x.shape[:2])
+        if decode:
+            self.check_cache(*x.shape[:2])
+        q, k, v = (project(x, out_sharding=qkv_sharding) for project in (self.query, self.key, self.value))
         if self.key_conv is not None:
             k = self.key_conv(k, segment_ids=segment_ids, decode=decode)
         if self.normalize_qk:
             q, k = self.query_ln(q), self.key_ln(k)
         if self.rope_base is not None:
-            start = self._cache("cache_index") if decode else 0
+            start = self.cache_index[...] if decode else 0
             position = start + jnp.arange(x.shape[1])
             q, k = (apply_rope(y, position, self.rope_base) for y in (q, k))
         kept, further = self.project_further(q, k, v)
@@ -145,24 +150,29 @@ class CausalAttention(nnx.MultiHeadAttention):
             self.key_conv.init_cache(batch, dtype)
         self.cache_index = nnx.Cache(jnp.array(0, dtype=jnp.int32))
 
-    def _cache(self, name: str):
-        cache = getattr(self, name)
-        if cache is None:
+    def check_cache(self, batch: int, tokens: int) -> None:
+        """Raises ValueError, before anything is written, unless the caches can take `tokens` more tokens."""
+        if self.cache_index is None:
             raise ValueError("decode=True needs a cache: call init_cache((..., length, features)) first")
-        return cache[...]
+        held, capacity = self.cached_key.shape[:2]
+        if batch != held:
+            raise ValueError(f"the cache holds {held} sequences, got {batch}")
+        index = 0 if isinstance(self.cache_index[...], jax.core.Tracer) else int(self.cache_index[...])
+        if not self.rolls and index + tokens > capacity:
+            raise ValueError(f"the cache holds {capacity} tokens, got {index} + {tokens}")
+
+    @property
+    def rolls(self) -> bool:
+        """Whether the caches drop tokens that no later query sees, and so never fill up."""
+        return False
 
     def extend_cache(self, new: dict) -> tuple[dict, dict]:
         """Writes new keys at the cache's end; returns the whole caches and where the queries stand."""
-        index, kept = self._cache("cache_index"), {}
+        index, kept = self.cache_index[...], {}
         for name, value in new.items():
-            cache = self._cache(f"cached_{name}")
-            if value.shape[0] != cache.shape[0] or value.shape[1] > cache.shape[1]:
-                raise ValueError(f"the cache holds [batch, length] = {cache.shape[:2]}, got tokens {value.shape[:2]}")
-            if not isinstance(index, jax.core.Tracer) and index + value.shape[1] > cache.shape[1]:
-                raise ValueError(f"the cache holds {cache.shape[1]} tokens, got {index} + {value.shape[1]}")
-            cache = jax.lax.dynamic_update_slice_in_dim(cache, value.astype(cache.dtype), index, axis=1)
-            getattr(self, f"cached_{name}")[...] = cache
-            kept[name] = cache.astype(value.dtype)
+            cache = getattr(self, f"cached_{name}")
+            cache[...] = jax.lax.dynamic_update_slice_in_dim(cache[...], value.astype(cache.dtype), index, axis=1)
+            kept[name] = cache[...].astype(value.dtype)
         return kept, {"q_offset": index, "kv_length": index + new["key"].shape[1]}
 
 
@@ -185,17 +195,19 @@ class SlidingWindowAttention(CausalAttention):
         *lead, length, features = input_shape
         super().init_cache((*lead, min(length, self.window), features), dtype)
 
+    @property
+    def rolls(self):
+        return self.cached_key.shape[1] >= self.window
+
     def extend_cache(self, new):
         """Appends to the last `window` keys; slots before the first token are marked as absent."""
-        index, kept = self._cache("cache_index"), {}
+        index, kept = self.cache_index[...], {}
         for name, value in new.items():
-            cache = self._cache(f"cached_{name}")
-            if value.shape[0] != cache.shape[0]:
-                raise ValueError(f"the cache holds {cache.shape[0]} sequences, got {value.shape[0]}")
-            joined = jnp.concatenate([cache, value.astype(cache.dtype)], axis=1)
-            getattr(self, f"cached_{name}")[...] = joined[:, value.shape[1]:]
+            cache = getattr(self, f"cached_{name}")
+            joined = jnp.concatenate([cache[...], value.astype(cache.dtype)], axis=1)
+            capacity, cache[...] = cache.shape[1], joined[:, value.shape[1]:]
             kept[name] = joined.astype(value.dtype)
-        return kept, {"first_key": jnp.maximum(cache.shape[1] - index, 0)}
+        return kept, {"first_key": jnp.maximum(capacity - index, 0)}
 
     def attend(self, q, kept, place):
         return sliding_window_attention(q, kept["key"], kept["value"], self.window, **place)
@@ -223,7 +235,7 @@ class SelectiveAttention(CausalAttention):
     def __init__(self, num_heads, in_features, *args, selection: SelectionConfig | None = None, router_dim: int = 64,
                  gate: bool = True, implementation: str | None = None, rngs: nnx.Rngs, **options):
         super().__init__(num_heads, in_features, *args, rngs=rngs, **options)
-        check_integer("router_dim", router_dim, 1)
+        check_integer("router_dim", router_dim, 2)
         self.selection = SelectionConfig() if selection is None else selection
         self.router_dim, self.gate, self.implementation = router_dim, gate, implementation
         self.router = TiedRouter(self.num_kv_heads, self.head_dim, router_dim, self.selection.block_size,

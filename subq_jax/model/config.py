@@ -5,7 +5,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from subq_jax.attention.mechanisms import check_mechanism
+
 LAYER_KINDS = ("local", "selective")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +52,15 @@ class DecoderConfig:
             raise ValueError(f"num_heads must be a multiple of num_kv_heads={self.num_kv_heads}, got {self.num_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even (RoPE rotates pairs), got {self.head_dim}")
+        if self.rope_base <= 0:
+            raise ValueError(f"rope_base must be > 0, got {self.rope_base}")
+        for name in ("dtype", "param_dtype"):
+            if getattr(self, name) not in DTYPES:
+                raise ValueError(f"{name} must be one of {DTYPES}, got {getattr(self, name)!r}")
+        check_mechanism(self.mechanism, self.budget, self.block_size, self.sink_blocks, self.local_blocks)
         if not self.layer_pattern or set(self.layer_pattern) - set(LAYER_KINDS):
             raise ValueError(f"layer_pattern must be a non-empty tuple of {LAYER_KINDS}, got {self.layer_pattern!r}")
+        object.__setattr__(self, "layer_pattern", tuple(self.layer_pattern))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "DecoderConfig":

@@ -14,6 +14,7 @@ from subq_jax.model.attention_modules import (
     SlidingWindowAttention,
 )
 from subq_jax.model.config import DecoderConfig
+from subq_jax.parallel.sharding import constrain
 
 
 class Decoder(nnx.Module):
@@ -51,10 +52,11 @@ class Decoder(nnx.Module):
           dense_selection: the dense warm-up: selective layers select every candidate block.
           decode: whether the tokens continue the sequences in the cache.
         """
-        x = self.embed(tokens)
+        x = constrain(self.embed(tokens), "batch", None, None)
         for layer in self.layers:
             x = layer(x, segment_ids=segment_ids, dense_selection=dense_selection, decode=decode)
-        return self.head(self.norm(x)).astype(jnp.float32)
+            x = constrain(x, "batch", None, None)
+        return constrain(self.head(self.norm(x)).astype(jnp.float32), "batch", None, "vocab")
 
     def init_cache(self, batch: int, length: int) -> None:
         """Makes empty caches for `batch` sequences of up to `length` tokens."""
@@ -97,7 +99,7 @@ class SwiGLU(nnx.Module):
         self.down = linear(config.mlp_width, config.width, "mlp", "embed")
 
     def __call__(self, x: Activations) -> Activations:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(constrain(jax.nn.silu(self.gate(x)) * self.up(x), "batch", None, "mlp"))
 
 
 def build_attention(config: DecoderConfig, kind: str, *, rngs: nnx.Rngs) -> CausalAttention:

@@ -50,5 +50,5 @@ class TiedRouter(nnx.Module):
 
 
 def expected_summary(block_size: int) -> float:
-    """About 1.2 times the largest of `block_size` independent pre-activations (sqrt(2 ln c), less 0.5 at small c)."""
-    return 1.2 * SHARPNESS * max(0.5, math.sqrt(2 * math.log(block_size)) - 0.5)
+    """About the largest of `block_size` independent pre-activations: sqrt(2 ln c), less 0.5 at small c."""
+    return SHARPNESS * max(0.5, math.sqrt(2 * math.log(block_size)) - 0.5)

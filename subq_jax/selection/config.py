@@ -36,6 +36,8 @@ class SelectionConfig:
             check_integer(name, getattr(self, name), floor)
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {POOLINGS}, got {self.pooling!r}")
+        if not isinstance(self.fanouts, (tuple, list)):
+            raise ValueError(f"fanouts must be a tuple of integers, got {self.fanouts!r}")
         object.__setattr__(self, "fanouts", tuple(self.fanouts))
         for fanout in self.fanouts:
             check_integer("fanouts", fanout, 2)

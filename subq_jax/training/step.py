@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from subq_jax.evaluation.losses import weighted_cross_entropy
-from subq_jax.parallel.sharding import batch_sharding, replicated, state_shardings
+from subq_jax.parallel.sharding import activation_mesh, batch_sharding, replicated, state_shardings
 
 
 @flax.struct.dataclass
@@ -89,7 +89,8 @@ def make_train_step(
     """
 
     def step(state, batch, dense_selection):
-        loss, grads = loss_and_grads(graphdef, state.params, batch, dense_selection, packed)
+        with activation_mesh(mesh):
+            loss, grads = loss_and_grads(graphdef, state.params, batch, dense_selection, packed)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, opt_state, state.step + 1), StepMetrics(loss, optax.tree.norm(grads))

@@ -1,0 +1,171 @@
+"""Times attention alone, choosing included: `python -m experiments.benchmark_attention --workdir=runs/benchmark`.
+
+One layer's attention on random inputs, forward and forward + backward, every mechanism at every length. Writes
+`results.jsonl`, `report.json` with the machine and the fitted slopes, and log-log plots. Every arm is checked at its
+shortest length against the float32 reference before it is timed. A length that an arm cannot finish within
+`--max_seconds` (judged from the one before) is left out and said so. Random inputs are the worst case for locality.
+"""
+
+import functools
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from rich.console import Console
+from rich.table import Table
+
+from subq_jax import selective_attention
+from subq_jax.attention import block_mean_attention, dense_attention, sliding_window_attention
+from subq_jax.attention.mechanisms import MECHANISMS, Mechanism
+from subq_jax.reporting.plots import arm_slope, cost_vs_length
+from subq_jax.reporting.results import Row, arm_name, arms, write_rows, write_text
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Folder for the results.")
+_LENGTHS = flags.DEFINE_list("lengths", ["4096", "8192", "16384", "32768", "65536"], "Context lengths, in tokens.")
+_MECHANISMS = flags.DEFINE_list("mechanisms", list(MECHANISMS), f"Some of {MECHANISMS}.")
+_BUDGET = flags.DEFINE_integer("budget", 1024, "Key positions visible to a query.", lower_bound=1)
+_BLOCK = flags.DEFINE_integer("block_size", 64, "Tokens of a key block.", lower_bound=1)
+_HEADS = flags.DEFINE_integer("num_heads", 8, "Query heads.", lower_bound=1)
+_KV_HEADS = flags.DEFINE_integer("num_kv_heads", 1, "Key/value heads.", lower_bound=1)
+_HEAD_DIM = flags.DEFINE_integer("head_dim", 64, "Head dimension.", lower_bound=1)
+_ROUTER_DIM = flags.DEFINE_integer("router_dim", 64, "Router dimension.", lower_bound=1)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Type of the inputs.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs; the median counts.", lower_bound=1)
+_MAX_SECONDS = flags.DEFINE_float("max_seconds", 60.0, "Longest single run.", lower_bound=0.0)
+
+SINK_BLOCKS, LOCAL_BLOCKS = 1, 2
+STAGES = ("forward", "forward_backward")
+
+
+def make_inputs(length: int) -> tuple[jax.Array, ...]:
+    """q, k, v, router_q, router_k of one random sequence; router features are non-negative as a trained model's."""
+    keys = jax.random.split(jax.random.key(length), 5)
+    heads = (_HEADS.value, _KV_HEADS.value, _KV_HEADS.value, _KV_HEADS.value, _KV_HEADS.value)
+    widths = (_HEAD_DIM.value,) * 3 + (_ROUTER_DIM.value,) * 2
+    values = [jax.random.normal(key, (1, length, n, h), jnp.dtype(_DTYPE.value))
+              for key, n, h in zip(keys, heads, widths, strict=True)]
+    return *values[:3], *map(jax.nn.softplus, values[3:])
+
+
+def arm_function(name: str, implementation: str | None = None):
+    """The arm as a function of q, k, v, router_q, router_k; arms without a router ignore the last two."""
+    mechanism = Mechanism(name, _BUDGET.value, _BLOCK.value, SINK_BLOCKS, LOCAL_BLOCKS)
+    match name:
+        case "dense":
+            return lambda q, k, v, *router: dense_attention(q, k, v)
+        case "sliding_window":
+            return lambda q, k, v, *router: sliding_window_attention(q, k, v, mechanism.budget)
+        case "block_mean":
+            return lambda q, k, v, *router: block_mean_attention(q, k, v, mechanism.selection_config())
+    return functools.partial(
+        selective_attention, config=mechanism.selection_config(), implementation=implementation)
+
+
+def with_gradients(function, used: int):
+    """The function's gradients with respect to its first `used` arguments."""
+    return jax.grad(lambda *values: function(*values).astype(jnp.float32).sum(), argnums=range(used))
+
+
+def measure(function, values, repeats: int) -> dict[str, float]:
+    """Median seconds of the compiled function, and the compiler's account of its temporaries in bytes."""
+    compiled = jax.jit(function).lower(*values).compile()
+    jax.block_until_ready(compiled(*values))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*values))
+        seconds.append(time.perf_counter() - start)
+    analysis = compiled.memory_analysis()
+    return {"seconds": statistics.median(seconds), "temp_bytes": analysis and analysis.temp_size_in_bytes}
+
+
+def selective_error(values) -> float:
+    """Relative error of the default implementation against the float32 reference given the same selection."""
+    config = Mechanism("selective", _BUDGET.value, _BLOCK.value, SINK_BLOCKS, LOCAL_BLOCKS).selection_config()
+    out, selection = jax.jit(lambda *x: selective_attention(*x, config, return_selection=True))(*values)
+    exact = [x.astype(jnp.float32) for x in values]
+    rows = slice(-min(256, out.shape[1]), None)  # the last queries see the most; the reference holds T x S
+    expected = jax.jit(lambda q, k, v, router_q, router_k, ids: selective_attention(
+        q, k, v, router_q, router_k, config, selection=ids, implementation="reference"))(
+            exact[0][:, rows], *exact[1:3], exact[3][:, rows], exact[4], selection[:, rows])
+    difference = jnp.linalg.norm((out[:, rows].astype(jnp.float32) - expected).ravel())
+    return float(difference / jnp.linalg.norm(expected.ravel()))
+
+
+def run(console: Console) -> list[Row]:
+    """Times every arm at every length."""
+    rows, slow = [], {}
+    for length in sorted(int(x) for x in _LENGTHS.value):
+        values = make_inputs(length)
+        for name in _MECHANISMS.value:
+            for stage in STAGES:
+                row = {"task": stage, "mechanism": name, "budget": None if name == "dense" else _BUDGET.value,
+                       "seed": 0, "length": length, "train_length": length}
+                before = slow.get((name, stage))
+                if before and before[1] * (length / before[0]) ** 2 > _MAX_SECONDS.value:
+                    console.print(f"{name} {stage} at {length}: left out, it would take more than --max_seconds")
+                    continue
+                function = arm_function(name)
+                if stage == "forward_backward":
+                    function = with_gradients(function, used=5 if name == "selective" else 3)
+                result = measure(function, values, _REPEATS.value)
+                slow[name, stage] = (length, result["seconds"])
+                rows.append(row | result | {"status": "ok"})
+                console.print(f"{arm_name(name, row['budget'])} {stage} at {length}: {result['seconds']:.3f} s, "
+                              f"{(result['temp_bytes'] or 0) / 2**20:.0f} MiB")
+    return rows
+
+
+def main(argv: list[str]) -> None:
+    """Runs the benchmark and writes its results."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}")
+    if unknown := set(_MECHANISMS.value) - set(MECHANISMS):
+        raise app.UsageError(f"--mechanisms must be some of {MECHANISMS}, got {sorted(unknown)}")
+    if any(not x.isdigit() or int(x) < 1 for x in _LENGTHS.value):
+        raise app.UsageError(f"--lengths must be positive integers, got {_LENGTHS.value}")
+    console, workdir = Console(), Path(_WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    device = jax.devices()[0]
+    report = {"device": f"{device.platform}: {device.device_kind}", "processor": platform.processor(),
+              "python": platform.python_version(), "jax": jax.__version__,
+              "flags": {name: flags.FLAGS[name].value for name in (
+                  "lengths", "budget", "block_size", "num_heads", "num_kv_heads", "head_dim", "router_dim", "dtype")}}
+    if "selective" in _MECHANISMS.value:
+        error = selective_error(make_inputs(min(int(x) for x in _LENGTHS.value)))
+        report["selective_relative_error"] = error
+        console.print(f"selective against the float32 reference: relative error {error:.1e}")
+    rows = run(console)
+    report["slopes"] = {}
+    for stage in STAGES:
+        mine = [row for row in rows if row["task"] == stage]
+        table = Table(title=f"{stage}, {report['device']}")
+        for column in ("arm", "length", "seconds", "temporaries MiB", "over dense"):
+            table.add_column(column, justify="right")
+        dense = {row["length"]: row["seconds"] for row in mine if row["mechanism"] == "dense"}
+        for row in mine:
+            speedup = f"{dense[row['length']] / row['seconds']:.2f}x" if row["length"] in dense else "-"
+            table.add_row(arm_name(row["mechanism"], row["budget"]), str(row["length"]), f"{row['seconds']:.3f}",
+                          f"{(row['temp_bytes'] or 0) / 2**20:.0f}", speedup)
+        console.print(table)
+        for mechanism, budget in arms(mine):
+            slopes = {metric: arm_slope(mine, mechanism, budget, metric) for metric in ("seconds", "temp_bytes")}
+            report["slopes"][f"{arm_name(mechanism, budget)} {stage}"] = slopes
+            console.print(f"{arm_name(mechanism, budget)} {stage}: " + ", ".join(
+                f"slope of {metric} {'n/a' if slope is None else format(slope, '.2f')}"
+                for metric, slope in slopes.items()))
+        for metric, label in (("seconds", "seconds"), ("temp_bytes", "temporaries (bytes)")):
+            png = cost_vs_length(mine, metric, title=stage.replace("_", " + "), ylabel=label)
+            (workdir / f"{stage}_{metric}.png").write_bytes(png)
+    write_rows(workdir / "results.jsonl", rows)
+    write_text(workdir / "report.json", json.dumps(report, indent=1))
+    console.print(f"results in {workdir}")
+
+
+if __name__ == "__main__":
+    app.run(main)
