@@ -36,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.block_size = 8
     config.model.sink_blocks = 1
     config.model.local_blocks = 1  # the smaller budget has to leave blocks to select
-    config.model.router_dim = 64  # about one channel for each word that can be a key
+    config.model.router_dim = 64
     config.model.dtype = "float32"  # CPUs have no fast bfloat16
 
     config.optimizer = ConfigDict()
@@ -50,15 +50,15 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.training = ConfigDict()
     config.training.steps = 260
-    config.training.dense_steps = 200  # the router learns where to look before it decides what is seen
+    config.training.dense_steps = 90  # until the first curriculum stages are learned; then the choice is real
     config.training.checkpoint_every = 100
     config.training.keep_checkpoints = 1
     config.training.log_every = 20
     config.training.eval_every = 0
 
-    recall = ConfigDict({"data": {"vocab_size": 64, "num_pairs": 16, "num_queries": 32}})
+    recall = ConfigDict({"data": {"vocab_size": 128, "num_pairs": 16, "num_queries": 32}})
     recall.data.curriculum = ((0, 32, 4), (65, 64, 8), (130, 128, 16))  # first step, length, pairs
-    code = ConfigDict({"data": {"task": "text", "batch_size": 16}, "training": {"steps": 120, "dense_steps": 60}})
+    code = ConfigDict({"data": {"task": "text", "batch_size": 16}, "training": {"steps": 160, "dense_steps": 60}})
 
     config.sweep = ConfigDict()
     config.sweep.tasks = ConfigDict({"recall": recall, "code": code})

@@ -43,8 +43,8 @@ class DecoderConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is float and not math.isfinite(value):
-                raise ValueError(f"model.{field.name} must be finite, got {value}")
+            if field.type is float and (type(value) not in (int, float) or not math.isfinite(value)):
+                raise ValueError(f"model.{field.name} must be finite, got {value!r}")
             floor = 0 if field.name == "sink_blocks" else 1
             if field.type is int and (type(value) is not int or value < floor):
                 raise ValueError(f"model.{field.name} must be an integer >= {floor}, got {value!r}")
