@@ -118,8 +118,7 @@ def test_many_chunks_and_steps_give_the_same_result(monkeypatch):
     values = arrays(6, 1, 300, 300, 2, 2)
     config = SelectionConfig(block_size=4, num_blocks=5, local_blocks=2, sink_blocks=1)
     whole = value_and_grads(values, config, "xla", True)
-    monkeypatch.setattr(gathered, "CHUNK_ELEMENTS", 1)  # the smallest chunks of queries
-    monkeypatch.setattr(gathered, "STEP_ELEMENTS", 1)  # one tile a step
+    monkeypatch.setattr(gathered, "CPU_GRAIN", gathered.Grain(step=1, chunk=1))  # one tile a step, smallest chunks
     monkeypatch.setattr("subq_jax.kernels.xla.selective.SCORE_ELEMENTS", 1)
     monkeypatch.setattr("subq_jax.kernels.xla.banded.CHUNK_ELEMENTS", 1)
     pieces = value_and_grads(values, config, "xla", True)

@@ -1,7 +1,8 @@
 """Runs the code cells of a notebook in one namespace: `python tests/docs/notebook_cells.py NOTEBOOK`.
 
 A process of its own, because a notebook must run with the defaults of jax, where ranks are promoted, and not with the
-suite's; only compilation is made quick. Cells tagged `install` are left out. Afterwards it asserts what the notebook tells its reader.
+suite's; only compilation is made quick. Cells tagged `install` are left out. Afterwards it asserts what the notebook
+tells its reader.
 """
 
 import json
@@ -21,13 +22,13 @@ def main(path: str) -> None:
         if cell["cell_type"] == "code" and "install" not in cell["metadata"].get("tags", []):
             exec(compile("".join(cell["source"]), f"cell {cell['id']}", "exec"), namespace)
 
-    selection, config = namespace["selection"], namespace["config"]
-    assert selection.shape == (1, 512, 1, config.num_blocks)
-    assert (namespace["seen"] > 0).sum(axis=1).max() == config.budget // config.block_size
+    namespace["figure"].canvas.draw()
+    selection, seen = namespace["selection"], namespace["seen"]
+    assert selection.shape == (1, 512, 1, 3)
+    assert (seen > 0).sum(axis=1).max() == 5, "a sink, a local and three selected blocks"
     assert namespace["share"] > 0.6, "the selected blocks are those of the query's topic"
     assert float(abs(namespace["gradients"].router.kernel[...]).max()) > 0
-    result = namespace["result"]
-    assert result.step == 10 and any("eval_accuracy" in row for row in result.metrics)
+    assert namespace["result"].step == 10
     print("every cell ran")
 
 
