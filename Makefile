@@ -7,6 +7,7 @@ WORKDIR ?= runs/readme
 # (measured on 2 cores: an attention step takes 0.5 to 0.8 of the time).
 export MALLOC_MMAP_THRESHOLD_ := 4000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
+export MALLOC_ARENA_MAX := 1
 
 .PHONY: sweep test test-full lint clean
 

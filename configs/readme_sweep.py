@@ -50,15 +50,15 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.training = ConfigDict()
     config.training.steps = 260
-    config.training.dense_steps = 90  # until the first curriculum stages are learned; then the choice is real
+    config.training.dense_steps = 65  # the first curriculum stage
     config.training.checkpoint_every = 100
     config.training.keep_checkpoints = 1
     config.training.log_every = 20
     config.training.eval_every = 0
 
-    recall = ConfigDict({"data": {"vocab_size": 128, "num_pairs": 16, "num_queries": 32}})
+    recall = ConfigDict({"data": {"vocab_size": 128, "num_pairs": 16, "num_queries": 32, "batch_size": 24}})
     recall.data.curriculum = ((0, 32, 4), (65, 64, 8), (130, 128, 16))  # first step, length, pairs
-    code = ConfigDict({"data": {"task": "text", "batch_size": 16}, "training": {"steps": 160, "dense_steps": 60}})
+    code = ConfigDict({"data": {"task": "text", "batch_size": 16}, "training": {"steps": 110, "dense_steps": 40}})
 
     config.sweep = ConfigDict()
     config.sweep.tasks = ConfigDict({"recall": recall, "code": code})
@@ -66,9 +66,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sweep.budgets = (32, 64)
     config.sweep.seeds = (0,)
     config.sweep.eval_lengths = (128, 512, 2048)  # 1, 4 and 16 times the training length
-    config.sweep.eval_batches = 4
+    config.sweep.eval_batches = 2
     config.sweep.eval_batch_size = 32
-    config.sweep.timing_repeats = 5
+    config.sweep.timing_repeats = 3
 
     if arg == "smoke":
         config.data.batch_size = 4
