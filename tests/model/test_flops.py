@@ -65,7 +65,8 @@ def test_parts_equal_a_count_layer_by_layer(mechanism, length):
             projections += matmul(length, config.width, columns)
         projections += matmul(length, config.key_conv_width, 2 * 8)  # the keys' short convolution
         if kind == "selective" and mechanism == "selective":
-            projections += 2 * matmul(length, config.width, 2 * 3) + matmul(length, config.key_conv_width, 2 * 3)
+            projections += matmul(length * (4 + 2), 8, 2)  # two features of each query and key head
+            projections += matmul(length * 2, 2, 1)  # the shift
             selection += matmul(candidates(config, length).sum(), 3, 2) + length * 2 * 3
         if kind == "selective" and mechanism == "block_mean":
             selection += matmul(candidates(config, length).sum(), 8, 2) + length * (4 + 2) * 8
@@ -93,7 +94,7 @@ def test_twelve_million_tokens_are_instant_and_sparse():
 def test_a_convolution_of_width_one_is_none():
     with_conv, without = decoder(key_conv_width=2), decoder(key_conv_width=1)
     difference = flops.forward_flops(with_conv, 5)["projections"] - flops.forward_flops(without, 5)["projections"]
-    assert difference == 5 * 2 * 2 * (3 * 2 * 8 + 2 * 2 * 3)  # three layers' keys, two layers' router keys
+    assert difference == 5 * 2 * 2 * 3 * 2 * 8  # three layers' keys
 
 
 def test_refuses():

@@ -94,7 +94,7 @@ def finished_run(tmp_path_factory, short_config):
     return workdir, train(short_config, workdir, show_progress=False).model
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped bit", "missing data state"])
+@pytest.mark.parametrize("damage", ["truncated", "other bits than saved", "missing data state"])
 def test_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path, short_config, finished_run, caplog, damage):
     finished, expected = finished_run
     workdir = shutil.copytree(finished, tmp_path / "damaged")
@@ -103,9 +103,10 @@ def test_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path, short_confi
     content = arrays_file.read_bytes()
     if damage == "truncated":
         arrays_file.write_bytes(content[: len(content) // 2])
-    elif damage == "flipped bit":
-        middle = len(content) // 2
-        arrays_file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    elif damage == "other bits than saved":  # what a silently flipped bit looks like: the checksum does not fit
+        saved = json.loads((newest / "data" / "metadata").read_text())
+        saved["checksum"][0] ^= 1
+        (newest / "data" / "metadata").write_text(json.dumps(saved))
     else:
         (newest / "data" / "metadata").unlink()
 
