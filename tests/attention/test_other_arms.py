@@ -89,15 +89,15 @@ def test_dense_is_a_masked_softmax(place):
 
 
 @pytest.mark.parametrize(("place", "window"), [
-    ("whole", 1), ("whole", 5), ("whole", 37), ("whole", HUGE), ("last queries", 9), ("one token", 4), ("offset", 7),
-    ("offsets", 3), ("packed", 6), ("packed, later", 8)])
+    ("whole", 1), ("whole", HUGE), ("last queries", 9), ("one token", 4), ("offsets", 3), ("packed", 6),
+    ("packed, later", 8)])
 def test_sliding_window_is_a_masked_softmax(place, window):
     batch, queries, length, where = PLACES[place]
     attention = lambda q, k, v, **where: sliding_window_attention(q, k, v, window, **where)  # noqa: E731
     compare(attention, arrays(batch, queries, length, 2), window, **where)
 
 
-@pytest.mark.parametrize("window", [1, 70, 150])
+@pytest.mark.parametrize("window", [1, 150])
 def test_windows_over_several_tiles_of_queries(window):
     """More queries than one tile of the band holds, in whole sequences that no tile divides."""
     attention = lambda q, k, v: sliding_window_attention(q, k, v, window)  # noqa: E731

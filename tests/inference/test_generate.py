@@ -87,6 +87,14 @@ def test_temperature_shapes_the_distribution():
     np.testing.assert_allclose(counts, jax.nn.softmax(logits[0, 0] / 0.5), atol=0.03)
 
 
+def test_every_step_draws_its_own_numbers():
+    """At a huge temperature the draw alone decides: steps that shared a key would pick the same token."""
+    model = decoder("dense", num_layers=1, layer_pattern=("selective",))
+    new, _ = generate(model, tokens(4, batch=200), 3, temperature=1e6, key=jax.random.key(0))
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        assert (new[:, one] == new[:, other]).mean() < 0.2
+
+
 def test_the_model_is_left_as_it_was():
     model = decoder("selective")
     before, weights = nnx.graphdef(model), jax.tree.map(jnp.copy, nnx.state(model))

@@ -81,16 +81,6 @@ def test_dense_equals_multi_head_attention_under_a_causal_mask(options):
     np.testing.assert_allclose(run(ours, x), expected, atol=TOLERANCE, rtol=0)
 
 
-def test_any_leading_axes_and_functional_use():
-    graph, state = nnx.split(build("selective", key_conv_width=3, rope_base=100.0))
-    run = jax.jit(lambda state, x: nnx.merge(graph, state)(x))
-    x = activations(2, 3)
-    out = run(state, x)
-    assert out.shape == x.shape
-    one_by_one = jnp.stack([jnp.stack([run(state, x[i, j]) for j in range(3)]) for i in range(2)])
-    np.testing.assert_allclose(out, one_by_one, atol=TOLERANCE, rtol=0)
-
-
 @every_class
 def test_decoding_step_by_step_equals_the_full_call(name):
     module = build(name, key_conv_width=3, rope_base=100.0, normalize_qk=True)
@@ -109,7 +99,7 @@ def test_the_window_cache_holds_no_more_than_the_window():
     assert module.cached_key.shape == (1, 6, 2, 4)
 
 
-def test_segment_ids_take_the_leading_axes_of_the_activations():
+def test_any_leading_axes_with_and_without_segment_ids():
     module = build("selective", key_conv_width=3)
     x, ids = activations(2, 2), jnp.array([[[0] * 12 + [1] * 8, [0] * 20], [[0] * 20, [3] * 9 + [-1] * 11]])
     out = nnx.jit(lambda module, x, ids: module(x, segment_ids=ids))(module, x, ids)
