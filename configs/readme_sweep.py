@@ -3,62 +3,26 @@
     python -m experiments.sweep --config=configs/readme_sweep.py --workdir=runs/readme --parallel_cells=2
 
 Four mechanisms at two budgets on associative recall and on real code, trained on 128 tokens and evaluated at up to
-2,048.
+2,048. Cost: 7 minutes on 2 cores. Expected: dense answers over 95% at every length; selective stays within a few
+points of it at both budgets; the window forgets; block means fall off. docs/results.md has the figures.
 """
 
 from ml_collections import ConfigDict
 
+from configs.base import make_smoke, small_run
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """The full sweep, or with `arg="smoke"` one of a minute that only shows that everything fits together."""
-    if arg not in ("", "smoke"):
-        raise ValueError(f"the config's argument must be 'smoke' or nothing, got {arg!r}")
-    config = ConfigDict()
-    config.seed = 0  # each cell's own comes from sweep.seeds
-
-    config.data = ConfigDict()
+    config = small_run(arg)  # each cell's seed, mechanism and budget come from config.sweep
     config.data.task = "mqar"
     config.data.seq_len = 128
-    config.data.batch_size = 32
-
-    config.model = ConfigDict()
-    config.model.vocab_size = 0  # the data's
-    config.model.num_layers = 2
-    config.model.width = 64
-    config.model.num_heads = 4
-    config.model.num_kv_heads = 1
-    config.model.head_dim = 32
-    config.model.mlp_width = 128
-    config.model.layer_pattern = ("local", "selective")  # the first joins neighbours, the second looks far back
-    config.model.local_window = 8
-    config.model.mechanism = "selective"
-    config.model.budget = 64  # each cell's own comes from sweep.budgets
-    config.model.block_size = 8
-    config.model.sink_blocks = 1
-    config.model.local_blocks = 1  # the smaller budget has to leave blocks to select
-    config.model.router_dim = 64
-    config.model.dtype = "float32"  # CPUs have no fast bfloat16
-
-    config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 5e-3  # the same for every arm
-    config.optimizer.warmup_steps = 50
-    config.optimizer.weight_decay = 0.01
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.98  # short runs: 0.999 would average over all of them
-    config.optimizer.clip_norm = 1.0
-    config.optimizer.final_lr_fraction = 0.1
-
-    config.training = ConfigDict()
-    config.training.steps = 260
-    config.training.dense_steps = 65  # the first curriculum stage
-    config.training.checkpoint_every = 100
+    config.data.batch_size = 16
     config.training.keep_checkpoints = 1
-    config.training.log_every = 20
-    config.training.eval_every = 0
 
-    recall = ConfigDict({"data": {"vocab_size": 128, "num_pairs": 16, "num_queries": 32, "batch_size": 24}})
-    recall.data.curriculum = ((0, 32, 4), (65, 64, 8), (130, 128, 16))  # first step, length, pairs
-    code = ConfigDict({"data": {"task": "text", "batch_size": 16}, "training": {"steps": 110, "dense_steps": 40}})
+    recall = ConfigDict({"data": {"vocab_size": 128, "num_pairs": 16, "num_queries": 32}})
+    recall.data.curriculum = ((0, 32, 4), (110, 128, 16))  # first step, length, pairs; the first stage is the warm-up
+    code = ConfigDict({"data": {"task": "text"}, "training": {"steps": 110, "dense_steps": 40}})
 
     config.sweep = ConfigDict()
     config.sweep.tasks = ConfigDict({"recall": recall, "code": code})
@@ -71,13 +35,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sweep.timing_repeats = 3
 
     if arg == "smoke":
-        config.data.batch_size = 4
+        make_smoke(config)
         config.data.seq_len = 64
-        config.optimizer.warmup_steps = 2
-        config.training.checkpoint_every = 4
-        config.training.log_every = 2
-        for task in (recall, code):
-            task.training = ConfigDict({"steps": 6, "dense_steps": 2})
+        code.training = ConfigDict({"steps": 10, "dense_steps": 4})
         recall.data.num_pairs, recall.data.num_queries, recall.data.curriculum = 4, 8, ()
         config.sweep.tasks = ConfigDict({"recall": recall, "code": code})
         config.sweep.mechanisms = ("dense", "selective")

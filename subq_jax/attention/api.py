@@ -5,6 +5,8 @@ from subq_jax.attention.reference import reference_selective_attention
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterKeys, RouterQueries, SegmentIds, Selection, Values
 from subq_jax.kernels.xla.selective import xla_selective_attention
 from subq_jax.selection.config import SelectionConfig
+from subq_jax.selection.inputs import SelectiveInputs
+from subq_jax.selection.visibility import clear_absent_keys, clear_padding_rows
 
 IMPLEMENTATIONS = {"reference": reference_selective_attention, "xla": xla_selective_attention}
 
@@ -60,24 +62,18 @@ def selective_attention(
 
     Source: the mechanism of this project; selected blocks after NSA (arXiv 2502.11089) and MoBA (arXiv 2502.13189).
     """
-    checks.check_arrays(q, k, v, router_q, router_k, config)
-    batch, queries, kv_heads, length = q.shape[0], q.shape[1], k.shape[2], k.shape[1]
+    checks.check_selective_arrays(q, k, v, router_q, router_k, config)
     if tree is not None:
         raise NotImplementedError("tree: prebuilt summaries are not available yet; pass tree=None")
     if config.fanouts:
         raise NotImplementedError(f"fanouts: the tree is not available yet; use fanouts=(), got {config.fanouts}")
-    checks.check_segment_ids(segment_ids, batch, length, config.block_size)
-    checks.check_selection(selection, batch, queries, kv_heads, config)
+    checks.check_selection(selection, (*q.shape[:2], k.shape[2], config.num_blocks))
     name = "xla" if implementation is None else implementation
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {sorted(IMPLEMENTATIONS)} or None, got {implementation!r}")
-    offset = checks.check_q_offset(q_offset, kv_length, batch, queries, length)
-    out, chosen = IMPLEMENTATIONS[name](
-        q, k, v, router_q, router_k, config,
-        q_offset=offset,
-        kv_length=checks.check_kv_length(kv_length, batch, length),
-        segment_ids=segment_ids,
-        gate=gate,
-        selection=selection,
-    )
+    place, present = checks.locate(q, k, q_offset, kv_length, segment_ids, config.block_size)
+    q, router_q = (clear_padding_rows(x, place) for x in (q, router_q))
+    k, v, router_k = (clear_absent_keys(x, present) for x in (k, v, router_k))
+    inputs = SelectiveInputs(q, k, v, router_q, router_k, place, present, selection)
+    out, chosen = IMPLEMENTATIONS[name](inputs, config, gate=gate)
     return (out, chosen) if return_selection else out

@@ -22,8 +22,7 @@ def block_mean_attention(
 
     Source: MoBA (arXiv 2502.13189).
     """
-    checks.check_float_arrays({"q": q, "k": k, "v": v})
-    checks.check_heads(q, k, v)
+    checks.check_attention_arrays(q, k, v)
     batch, queries, heads, head_dim = q.shape
     kv_heads = k.shape[2]
     router_q = q.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim).mean(axis=3)

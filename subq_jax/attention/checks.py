@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from subq_jax.axes import PerSequence
 from subq_jax.selection.config import SelectionConfig
+from subq_jax.selection.visibility import QueryPlace, place_queries
 
 
-def check_arrays(q, k, v, router_q, router_k, config: SelectionConfig) -> None:
-    """Checks ranks, shapes and dtypes of the five arrays against each other.
+def check_selective_arrays(q, k, v, router_q, router_k, config: SelectionConfig) -> None:
+    """Checks ranks, shapes and dtypes of the five arrays of selective attention against each other.
 
     Raises:
       TypeError: when an argument is not a floating-point array, or `config` is not a SelectionConfig.
@@ -16,9 +18,8 @@ def check_arrays(q, k, v, router_q, router_k, config: SelectionConfig) -> None:
     """
     if not isinstance(config, SelectionConfig):
         raise TypeError(f"config must be a SelectionConfig, got {type(config).__name__}")
-    arrays = {"q": q, "k": k, "v": v, "router_q": router_q, "router_k": router_k}
-    check_float_arrays(arrays)
-    check_heads(q, k, v)
+    check_attention_arrays(q, k, v)
+    check_float_arrays({"router_q": router_q, "router_k": router_k})
     (batch, queries), length, kv_heads = q.shape[:2], k.shape[1], k.shape[2]
     router_dim = router_q.shape[3]
     expect_shape("router_q", router_q, (batch, queries, kv_heads, router_dim), "[B, T, K, R]")
@@ -39,8 +40,9 @@ def check_float_arrays(arrays: dict) -> None:
             raise ValueError(f"{name} must not have an empty axis, got shape {array.shape}")
 
 
-def check_heads(q, k, v) -> None:
-    """Raises ValueError unless q [B, T, N, H], k and v [B, S, K, H] agree and N is a multiple of K."""
+def check_attention_arrays(q, k, v) -> None:
+    """Raises unless q [B, T, N, H], k and v [B, S, K, H] are floating-point, agree, and N is a multiple of K."""
+    check_float_arrays({"q": q, "k": k, "v": v})
     batch, _, heads, head_dim = q.shape
     length, kv_heads = k.shape[1:3]
     expect_shape("k", k, (batch, length, kv_heads, head_dim), "[B, S, K, H]")
@@ -56,6 +58,17 @@ def expect_shape(name: str, array, shape: tuple[int, ...], axes: str) -> None:
     """Raises ValueError unless `array` has `shape`."""
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {axes} = {shape}, got {array.shape}")
+
+
+def locate(q, k, q_offset, kv_length, segment_ids, block_size: int) -> tuple[QueryPlace, PerSequence]:
+    """Where the rows of `q` stand among `k`, and how many keys exist, of arguments that are checked first.
+
+    `block_size` is 1 for mechanisms without blocks; see `selective_attention` for the other arguments.
+    """
+    (batch, queries), length = q.shape[:2], k.shape[1]
+    check_segment_ids(segment_ids, batch, length, block_size)
+    offset = check_q_offset(q_offset, kv_length, batch, queries, length)
+    return place_queries(offset, queries, segment_ids, block_size), check_kv_length(kv_length, batch, length)
 
 
 def check_kv_length(kv_length, batch: int, length: int) -> jax.Array:
@@ -111,10 +124,10 @@ def check_segment_ids(segment_ids, batch: int, length: int, block_size: int) -> 
             f"got a start at position {column[0] + 1} of sequence {row[0]}")
 
 
-def check_selection(selection, batch: int, queries: int, kv_heads: int, config: SelectionConfig) -> None:
+def check_selection(selection, shape: tuple[int, int, int, int]) -> None:
     """Checks shape and dtype of a selection given by the caller."""
     if selection is not None:
-        check_integers("selection", selection, (batch, queries, kv_heads, config.num_blocks), "[B, T, K, M]")
+        check_integers("selection", selection, shape, "[B, T, K, M]")
 
 
 def check_integers(name: str, array, shape: tuple[int, ...], axes: str) -> None:

@@ -9,7 +9,7 @@ from subq_jax.attention import checks
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, SegmentIds, Values
 from subq_jax.kernels.xla.layout import fold_keys, fold_queries, map_query_chunks, unfold_queries
 from subq_jax.kernels.xla.tile import tile_forward
-from subq_jax.selection.visibility import clear_absent_keys, place_queries
+from subq_jax.selection.visibility import clear_absent_keys, clear_padding_rows
 
 CHUNK_ELEMENTS = 2 << 20  # float32 logits held at a time, where that leaves MIN_ROWS queries a chunk
 MIN_ROWS = 16
@@ -43,18 +43,13 @@ def dense_attention(
     Raises:
       TypeError, ValueError: for arguments that do not fit together, naming the argument.
     """
-    checks.check_float_arrays({"q": q, "k": k, "v": v})
-    checks.check_heads(q, k, v)
-    (batch, queries), length = q.shape[:2], k.shape[1]
-    checks.check_segment_ids(segment_ids, batch, length, block_size=1)
+    checks.check_attention_arrays(q, k, v)
+    place, present = checks.locate(q, k, q_offset, kv_length, segment_ids, block_size=1)
+    queries, length = q.shape[1], k.shape[1]
     whole = q_offset is None and kv_length is None and queries == length
     if whole and segment_ids is None and jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
-    offset = checks.check_q_offset(q_offset, kv_length, batch, queries, length)
-    present = checks.check_kv_length(kv_length, batch, length)
-    place = place_queries(offset, queries, segment_ids, block_size=1)
-    k, v = clear_absent_keys(k, present), clear_absent_keys(v, present)
-    q = jnp.where(place.exists[..., None, None], q, 0)
+    q, k, v = clear_padding_rows(q, place), clear_absent_keys(k, present), clear_absent_keys(v, present)
 
     strip = -(-queries // STRIPS) if whole and queries >= 1024 else queries
     outs = []

@@ -6,37 +6,24 @@ Every other implementation is tested against this file. It holds T x S arrays an
 import jax
 import jax.numpy as jnp
 
-from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterKeys, RouterQueries, SegmentIds, Selection, Values
+from subq_jax.axes import Outputs, Selection
 from subq_jax.selection.choose import admit_selection, block_scores, choose_blocks
 from subq_jax.selection.config import SelectionConfig
+from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.summaries import block_summaries
-from subq_jax.selection.visibility import clear_absent_keys, is_local, is_sink, place_queries
+from subq_jax.selection.visibility import is_local, is_sink
 
 
 def reference_selective_attention(
-    q: Queries,
-    k: Keys,
-    v: Values,
-    router_q: RouterQueries,
-    router_k: RouterKeys,
-    config: SelectionConfig,
-    *,
-    q_offset: PerSequence,
-    kv_length: PerSequence,
-    segment_ids: SegmentIds | None,
-    gate: bool,
-    selection: Selection | None,
+    inputs: SelectiveInputs, config: SelectionConfig, *, gate: bool
 ) -> tuple[Outputs, Selection]:
-    """Selective attention by definition; see `subq_jax.selective_attention` for the arguments.
+    """Selective attention by definition; see `subq_jax.selective_attention`.
 
     Returns:
       the output [B, T, N, H] in `q`'s dtype and the selection int32 [B, T, K, M].
     """
+    q, k, v, router_q, router_k, place, kv_length, selection = inputs
     length, group = k.shape[1], q.shape[2] // k.shape[2]
-    place = place_queries(q_offset, q.shape[1], segment_ids, config.block_size)
-    k, v, router_k = (clear_absent_keys(x, kv_length) for x in (k, v, router_k))
-    q, router_q = (jnp.where(place.exists[..., None, None], x, 0) for x in (q, router_q))
-
     scores = block_scores(router_q, block_summaries(router_k, config.block_size, config.pooling))
     if selection is None:
         chosen_ids = choose_blocks(jax.lax.stop_gradient(scores), place, config)

@@ -10,7 +10,7 @@ from subq_jax.axes import Keys, Outputs, PerSequence, Queries, SegmentIds, Value
 from subq_jax.kernels.xla.banded import banded_backward, banded_forward
 from subq_jax.kernels.xla.layout import fold_keys, fold_queries, unfold_queries
 from subq_jax.selection.config import check_integer
-from subq_jax.selection.visibility import clear_absent_keys, place_queries
+from subq_jax.selection.visibility import clear_absent_keys, clear_padding_rows
 
 
 def sliding_window_attention(
@@ -41,21 +41,16 @@ def sliding_window_attention(
     Raises:
       TypeError, ValueError: for arguments that do not fit together, naming the argument.
     """
-    checks.check_float_arrays({"q": q, "k": k, "v": v})
-    checks.check_heads(q, k, v)
+    checks.check_attention_arrays(q, k, v)
     check_integer("window", window, 1)
-    (batch, queries), (length, kv_heads) = q.shape[:2], k.shape[1:3]
+    place, present = checks.locate(q, k, q_offset, kv_length, segment_ids, block_size=1)
+    batch, (length, kv_heads) = q.shape[0], k.shape[1:3]
     window = min(window, length)  # work and memory grow with the window
-    checks.check_segment_ids(segment_ids, batch, length, block_size=1)
-    offset = checks.check_q_offset(q_offset, kv_length, batch, queries, length)
-    place = place_queries(offset, queries, segment_ids, block_size=1)
     first_key = checks.per_sequence("first_key", first_key, batch)[:, None]
     lower = jnp.maximum(jnp.maximum(place.first_position, first_key), place.position - window + 1)
     lower = jnp.where(place.exists, lower, place.position + 1)
     lower, position = (jnp.repeat(x, kv_heads, axis=0) for x in (lower, place.position))
-    present = checks.check_kv_length(kv_length, batch, length)
-    k, v = clear_absent_keys(k, present), clear_absent_keys(v, present)
-    q = jnp.where(place.exists[..., None, None], q, 0)
+    q, k, v = clear_padding_rows(q, place), clear_absent_keys(k, present), clear_absent_keys(v, present)
     out = _attend(window - 1, fold_queries(q, kv_heads), fold_keys(k), fold_keys(v), lower, position)
     return unfold_queries(out, batch)
 

@@ -63,6 +63,11 @@ def is_candidate(block, place: QueryPlace, config: SelectionConfig):
     return (block >= first) & (block <= last) & place.exists[..., None]
 
 
+def clear_padding_rows(x, place: QueryPlace):
+    """Zeros [B, T, ., .] where the query row is padding, so that nothing stored there reaches a gradient."""
+    return jnp.where(place.exists[..., None, None], x, 0)
+
+
 def clear_absent_keys(x, kv_length: PerSequence):
     """Zeros at positions of axis 1 at or beyond `kv_length` [B], so that nothing stored there can be read."""
     present = jnp.arange(x.shape[1])[None] < kv_length[:, None]

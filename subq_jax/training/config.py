@@ -7,7 +7,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subq_jax.attention.mechanisms import check_mechanism
 from subq_jax.data import DataConfig
 from subq_jax.model.config import DecoderConfig
 
@@ -102,10 +101,7 @@ def _check_model(section: Mapping[str, Any], vocab_size: int | None) -> DecoderC
     asked = section.get("vocab_size", 0)
     if asked and vocab_size and asked < vocab_size:
         raise ValueError(f"model.vocab_size must be >= the data's {vocab_size}, or 0 to take it, got {asked}")
-    model = DecoderConfig.from_mapping({**section, "vocab_size": asked or vocab_size or 1})
-    if "selective" in model.layer_kinds:
-        check_mechanism(model.mechanism, model.budget, model.block_size, model.sink_blocks, model.local_blocks)
-    return model
+    return DecoderConfig.from_mapping({**section, "vocab_size": asked or vocab_size or 1})
 
 
 def _build(cls: type, section: str, values: Mapping[str, Any]) -> Any:

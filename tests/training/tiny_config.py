@@ -6,8 +6,6 @@ from configs import recall
 def get_config(arg: str = ""):
     config = recall.get_config("smoke")
     config.data.seq_len = 32
-    config.data.batch_size = 4
-    config.data.vocab_size = 128
     config.data.num_pairs = 2
     config.data.num_queries = 2
     config.data.curriculum = ((0, 16, 1), (8, 32, 2))
@@ -15,18 +13,14 @@ def get_config(arg: str = ""):
     config.model.layer_pattern = ("selective",)
     config.model.width = 16
     config.model.num_heads = 2
-    config.model.num_kv_heads = 1
     config.model.head_dim = 8
     config.model.mlp_width = 16
     config.model.budget = 16
     config.model.block_size = 4
-    config.model.local_window = 8
     config.model.router_dim = 4
-    config.optimizer.warmup_steps = 2
     config.training.steps = 60
     config.training.dense_steps = 8
     config.training.checkpoint_every = 5
-    config.training.keep_checkpoints = 2
     config.training.log_every = 1
     config.training.eval_every = 20
     return config

@@ -11,41 +11,29 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterKeys, RouterQueries, SegmentIds, Selection, Values
+from subq_jax.axes import Outputs, Selection
 from subq_jax.kernels.xla.banded import banded_backward, banded_forward
 from subq_jax.kernels.xla.gathered import gathered_backward, gathered_forward
 from subq_jax.kernels.xla.layout import fold, fold_keys, fold_queries, map_query_chunks, unfold_keys, unfold_queries
 from subq_jax.kernels.xla.tile import merge
 from subq_jax.selection.choose import admit_selection, block_scores, choose_blocks
 from subq_jax.selection.config import SelectionConfig
+from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.summaries import block_summaries, score_scale, split_blocks
-from subq_jax.selection.visibility import QueryPlace, clear_absent_keys, place_queries
+from subq_jax.selection.visibility import QueryPlace
 
 SCORE_ELEMENTS = 8 << 20  # float32 scores held at a time
 
 
 def xla_selective_attention(
-    q: Queries,
-    k: Keys,
-    v: Values,
-    router_q: RouterQueries,
-    router_k: RouterKeys,
-    config: SelectionConfig,
-    *,
-    q_offset: PerSequence,
-    kv_length: PerSequence,
-    segment_ids: SegmentIds | None,
-    gate: bool,
-    selection: Selection | None,
+    inputs: SelectiveInputs, config: SelectionConfig, *, gate: bool
 ) -> tuple[Outputs, Selection]:
-    """Selective attention; see `subq_jax.selective_attention` for the arguments.
+    """Selective attention; see `subq_jax.selective_attention`.
 
     Returns:
       the output [B, T, N, H] in `q`'s dtype and the selection int32 [B, T, K, M].
     """
-    place = place_queries(q_offset, q.shape[1], segment_ids, config.block_size)
-    k, v, router_k = (clear_absent_keys(x, kv_length) for x in (k, v, router_k))
-    q, router_q = (jnp.where(place.exists[..., None, None], x, 0) for x in (q, router_q))
+    q, k, v, router_q, router_k, place, _, selection = inputs
     summaries = block_summaries(router_k, config.block_size, config.pooling)
     chosen, scores = _choose(router_q, summaries, place, config, selection)
     scores = scores if gate else jnp.zeros_like(scores)
