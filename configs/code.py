@@ -2,6 +2,7 @@
 
     python -m experiments.train --config=configs/code.py --workdir=runs/code
 
+Cost: 12 to 24 minutes on 2 cores, by what else runs there. Expected: 1.71 bits per byte on held-out packages (one run).
 Resumes by itself when killed; `--config=configs/code.py:smoke` takes ten steps.
 """
 

@@ -2,6 +2,7 @@
 
     python -m experiments.train --config=configs/recall.py --workdir=runs/recall
 
+Cost: 3 to 4 minutes on 2 cores. Expected: 99.9% of held-out questions answered right (99.95% in the one run made).
 Resumes by itself when killed; `--config=configs/recall.py:smoke` takes ten steps.
 """
 

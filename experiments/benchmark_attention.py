@@ -1,9 +1,10 @@
 """Times attention alone, choosing included: `python -m experiments.benchmark_attention --workdir=runs/benchmark`.
 
 One layer's attention on random inputs, forward and forward + backward, every mechanism at every length. Writes
-`results.jsonl`, `report.json` with the machine and the fitted slopes, and log-log plots. Every arm is checked at its
-shortest length against the float32 reference before it is timed. A length that an arm cannot finish within
-`--max_seconds` (judged from the one before) is left out and said so. Random inputs are the worst case for locality.
+`results.jsonl`, `report.json` with the machine and the fitted slopes, and log-log plots. Selective attention is
+checked at the shortest length against the float32 reference before anything is timed. A length that an arm cannot
+finish within `--max_seconds` (judged from the one before) is left out and said so. Random inputs are the worst case
+for locality.
 """
 
 import functools
@@ -16,6 +17,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from absl import app, flags
+from absl import logging as absl_logging
 from rich.console import Console
 from rich.table import Table
 
@@ -129,6 +131,12 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"--mechanisms must be some of {MECHANISMS}, got {sorted(unknown)}")
     if any(not x.isdigit() or int(x) < 1 for x in _LENGTHS.value):
         raise app.UsageError(f"--lengths must be positive integers, got {_LENGTHS.value}")
+    try:
+        for name in _MECHANISMS.value:
+            Mechanism(name, _BUDGET.value, _BLOCK.value, SINK_BLOCKS, LOCAL_BLOCKS)
+    except ValueError as error:
+        raise app.UsageError(str(error)) from error
+    absl_logging.set_verbosity(absl_logging.WARNING)
     console, workdir = Console(), Path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     device = jax.devices()[0]

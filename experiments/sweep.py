@@ -29,7 +29,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments import sweep_cell
 from experiments.sweep_cell import Cell
-from subq_jax.data import data_info
+from subq_jax.data import data_info, make_eval_batches
+from subq_jax.data.config import RECALL_TASKS, check_count
 from subq_jax.reporting.html import write_report
 from subq_jax.reporting.results import Row, write_rows, write_text
 from subq_jax.reporting.verdict import verdict
@@ -56,9 +57,15 @@ def grid(config: ConfigDict) -> list[Cell]:
     sweep = config.sweep
     if set(sweep) != set(_SWEEP_FIELDS):
         raise ValueError(f"config.sweep must have exactly the fields {_SWEEP_FIELDS}, got {tuple(sweep)}")
-    for name in ("tasks", "mechanisms", "seeds", "eval_lengths"):
+    for name in ("tasks", "mechanisms", "budgets", "seeds", "eval_lengths"):
         if not sweep[name]:
             raise ValueError(f"sweep.{name} must not be empty")
+        if len(set(sweep[name])) < len(sweep[name]):
+            raise ValueError(f"sweep.{name} must not repeat itself, got {sweep[name]}")
+    for name in ("eval_batches", "eval_batch_size", "timing_repeats"):
+        check_count(f"sweep.{name}", sweep[name])
+    for length in sweep.eval_lengths:
+        check_count("sweep.eval_lengths", length)
     evaluation = {"lengths": list(sweep.eval_lengths), "num_batches": sweep.eval_batches,
                   "batch_size": sweep.eval_batch_size, "timing_repeats": sweep.timing_repeats}
     cells = []
@@ -79,7 +86,10 @@ def _cell(config, task, overrides, mechanism, budget, seed, evaluation) -> Cell:
     if budget is not None:
         own.model.budget = budget
     try:
-        check_config(own)
+        run = check_config(own)
+        if run.data.task in RECALL_TASKS:
+            for length in evaluation["lengths"]:
+                make_eval_batches(run.data, seed=seed, block_size=1, length=length, num_batches=1, batch_size=1)
     except ValueError as error:
         raise ValueError(f"cell {name}: {error}") from error
     return Cell(name, task, mechanism, budget, seed, own.to_dict(), evaluation)

@@ -1,7 +1,7 @@
 """Trains one model: `python -m experiments.train --config=configs/recall.py:smoke --workdir=runs/recall`.
 
-Any field can be set from the command line (`--config.model.num_layers=4`). Killed and started again with the same
-command, the run continues to the same bits. `--verbosity=0` also shows what the libraries say.
+Any field that the config names can be set from the command line (`--config.model.num_layers=4`). Killed and started
+again with the same command, the run continues to the same bits. `--verbosity=0` also shows what the libraries say.
 """
 
 import logging

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subq_jax.axes import PerSequence
 from subq_jax.selection.config import SelectionConfig
-from subq_jax.selection.visibility import QueryPlace, place_queries
+from subq_jax.selection.visibility import QueryPlace, place_queries, present_keys
 
 
 def check_selective_arrays(q, k, v, router_q, router_k, config: SelectionConfig) -> None:
@@ -60,15 +59,16 @@ def expect_shape(name: str, array, shape: tuple[int, ...], axes: str) -> None:
         raise ValueError(f"{name} must have shape {axes} = {shape}, got {array.shape}")
 
 
-def locate(q, k, q_offset, kv_length, segment_ids, block_size: int) -> tuple[QueryPlace, PerSequence]:
-    """Where the rows of `q` stand among `k`, and how many keys exist, of arguments that are checked first.
+def locate(q, k, q_offset, kv_length, segment_ids, block_size: int) -> tuple[QueryPlace, jax.Array]:
+    """Where the rows of `q` stand, and which positions of `k` hold a key [B, S], of arguments that are checked first.
 
     `block_size` is 1 for mechanisms without blocks; see `selective_attention` for the other arguments.
     """
     (batch, queries), length = q.shape[:2], k.shape[1]
     check_segment_ids(segment_ids, batch, length, block_size)
     offset = check_q_offset(q_offset, kv_length, batch, queries, length)
-    return place_queries(offset, queries, segment_ids, block_size), check_kv_length(kv_length, batch, length)
+    present = present_keys(check_kv_length(kv_length, batch, length), length, segment_ids)
+    return place_queries(offset, queries, segment_ids, block_size), present
 
 
 def check_kv_length(kv_length, batch: int, length: int) -> jax.Array:
@@ -92,7 +92,7 @@ def check_q_offset(q_offset, kv_length, batch: int, queries: int, length: int) -
         result, values = per_sequence("q_offset", q_offset, batch), concrete(q_offset)
     if values is not None and np.any(values < 0):
         raise ValueError(f"q_offset must be >= 0, got {values.tolist()} for {queries} queries")
-    if values is not None and limit is not None and np.any(values + queries > limit):
+    if values is not None and limit is not None and np.any(values > limit - queries):
         raise ValueError(
             f"q_offset + T must be <= the number of keys {limit.tolist()}, got {values.tolist()} + {queries}")
     return result

@@ -26,7 +26,8 @@ def dense_attention(
 ) -> Outputs:
     """Exact causal attention over every past position of the query's document.
 
-    Runs cuDNN's flash attention for whole causal sequences in bf16 or fp16 on a GPU, and elsewhere plain XLA over
+    Runs cuDNN's flash attention for whole causal sequences in bf16 or fp16 on a GPU, if H is a multiple of 8 and at
+    most 128, and elsewhere plain XLA over
     chunks of queries, recomputed in the backward pass, so that memory stays linear in the length.
 
     Args:
@@ -47,7 +48,8 @@ def dense_attention(
     place, present = checks.locate(q, k, q_offset, kv_length, segment_ids, block_size=1)
     queries, length = q.shape[1], k.shape[1]
     whole = q_offset is None and kv_length is None and queries == length
-    if whole and segment_ids is None and jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+    fits_cudnn = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[3] % 8 == 0 and q.shape[3] <= 128
+    if whole and segment_ids is None and jax.default_backend() == "gpu" and fits_cudnn:
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
     q, k, v = clear_padding_rows(q, place), clear_absent_keys(k, present), clear_absent_keys(v, present)
 

@@ -22,7 +22,7 @@ def reference_selective_attention(
     Returns:
       the output [B, T, N, H] in `q`'s dtype and the selection int32 [B, T, K, M].
     """
-    q, k, v, router_q, router_k, place, kv_length, selection = inputs
+    q, k, v, router_q, router_k, place, present, selection = inputs
     length, group = k.shape[1], q.shape[2] // k.shape[2]
     scores = block_scores(router_q, block_summaries(router_k, config.block_size, config.pooling))
     if selection is None:
@@ -35,7 +35,7 @@ def reference_selective_attention(
     always = (is_sink(block, place, config) | is_local(block, place, config))[:, None]
     position = jnp.arange(length)
     key = position[None, None]
-    causal = (key <= place.position[..., None]) & (key < kv_length[:, None, None]) & place.exists[..., None]
+    causal = (key <= place.position[..., None]) & present[:, None] & place.exists[..., None]
     visible = causal[:, None] & jnp.take(chosen | always, position // config.block_size, axis=-1)
     gates = jnp.where(chosen, scores, 0.0) if gate else jnp.zeros_like(scores)
     bias = jnp.take(gates, position // config.block_size, axis=-1)

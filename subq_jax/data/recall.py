@@ -61,7 +61,7 @@ def eval_batches(config: DataConfig, *, seed: int, length: int, num_batches: int
     Longer sequences than `seq_len` keep `num_pairs` and `num_queries`; only the haystack grows.
     """
     check(config)
-    num_queries = min(config.num_pairs, config.num_queries)
+    num_queries = _num_eval_queries(config)
     return [
         generate(
             config,
@@ -86,7 +86,7 @@ def stage(config: DataConfig, step: int) -> tuple[int, int, int]:
 
 
 def check(config: DataConfig, process_count: int = 1) -> None:
-    """Raises `ValueError` unless every stage of training can be generated."""
+    """Raises `ValueError` unless every stage of training, and evaluation at its length, can be generated."""
     tokens = config.batch_size * config.seq_len
     for first_step in [entry[0] for entry in config.curriculum] or [0]:
         length, num_pairs, num_queries = stage(config, first_step)
@@ -96,6 +96,11 @@ def check(config: DataConfig, process_count: int = 1) -> None:
                 f"batch_size*seq_len/process_count={tokens / process_count:g}, got {length}"
             )
         _check_fit(config, length, num_pairs, num_queries)
+    _check_fit(config, config.seq_len, config.num_pairs, _num_eval_queries(config))
+
+
+def _num_eval_queries(config: DataConfig) -> int:
+    return min(config.num_pairs, config.num_queries)
 
 
 def generate(

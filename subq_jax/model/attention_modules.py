@@ -10,6 +10,8 @@ With `init_cache` and `decode=True` a call takes one or more further tokens. Lin
 `flax.nnx.bridge.to_linen(SelectiveAttention, ...)`.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -24,6 +26,7 @@ from subq_jax.model.rope import apply_rope
 from subq_jax.model.router import TiedRouter
 from subq_jax.model.short_conv import ShortConvolution
 from subq_jax.selection.config import SelectionConfig, check_integer
+from subq_jax.selection.summaries import num_key_blocks
 
 
 class CausalAttention(nnx.MultiHeadAttention):
@@ -234,8 +237,8 @@ class SelectiveAttention(CausalAttention):
 
     def __init__(self, num_heads, in_features, *args, selection: SelectionConfig | None = None, router_dim: int = 64,
                  gate: bool = True, implementation: str | None = None, rngs: nnx.Rngs, **options):
-        super().__init__(num_heads, in_features, *args, rngs=rngs, **options)
         check_integer("router_dim", router_dim, 2)
+        super().__init__(num_heads, in_features, *args, rngs=rngs, **options)
         self.selection = SelectionConfig() if selection is None else selection
         self.router_dim, self.gate, self.implementation = router_dim, gate, implementation
         self.router = TiedRouter(self.num_kv_heads, self.head_dim, router_dim, self.selection.block_size,
@@ -256,7 +259,6 @@ class SelectiveAttention(CausalAttention):
 
 
 def covering(selection: SelectionConfig, length: int) -> SelectionConfig:
-    """The same selection with as many blocks as `length` tokens have."""
-    blocks = -(-length // selection.block_size)
-    return SelectionConfig(selection.block_size, blocks, selection.local_blocks, selection.sink_blocks,
-                           selection.pooling)
+    """The same selection with as many blocks as `length` tokens have, and so without need of a tree."""
+    blocks = num_key_blocks(length, selection.block_size)
+    return dataclasses.replace(selection, num_blocks=blocks, fanouts=())

@@ -9,6 +9,7 @@ from subq_jax.attention.mechanisms import check_mechanism
 
 LAYER_KINDS = ("local", "selective")
 DTYPES = ("float32", "bfloat16", "float16")
+PARAM_DTYPES = ("float32", "bfloat16")  # in float16 the optimiser's epsilon is 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class DecoderConfig:
             value = getattr(self, field.name)
             if field.type is float and (type(value) not in (int, float) or not math.isfinite(value)):
                 raise ValueError(f"model.{field.name} must be finite, got {value!r}")
-            floor = 0 if field.name == "sink_blocks" else 1
+            floor = {"sink_blocks": 0, "router_dim": 2}.get(field.name, 1)
             if field.type is int and (type(value) is not int or value < floor):
                 raise ValueError(f"model.{field.name} must be an integer >= {floor}, got {value!r}")
         if self.num_heads % self.num_kv_heads:
@@ -54,9 +55,9 @@ class DecoderConfig:
             raise ValueError(f"head_dim must be even (RoPE rotates pairs), got {self.head_dim}")
         if self.rope_base <= 0:
             raise ValueError(f"rope_base must be > 0, got {self.rope_base}")
-        for name in ("dtype", "param_dtype"):
-            if getattr(self, name) not in DTYPES:
-                raise ValueError(f"{name} must be one of {DTYPES}, got {getattr(self, name)!r}")
+        for name, allowed in (("dtype", DTYPES), ("param_dtype", PARAM_DTYPES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         check_mechanism(self.mechanism, self.budget, self.block_size, self.sink_blocks, self.local_blocks)
         if not self.layer_pattern or set(self.layer_pattern) - set(LAYER_KINDS):
             raise ValueError(f"layer_pattern must be a non-empty tuple of {LAYER_KINDS}, got {self.layer_pattern!r}")

@@ -26,8 +26,6 @@ class TiedRouter(nnx.Module):
 
     def __init__(self, num_kv_heads: int, head_dim: int, router_dim: int, block_size: int, *, param_dtype,
                  rngs: nnx.Rngs):
-        if router_dim < 2:
-            raise ValueError(f"router_dim must be >= 2, features and a shift, got {router_dim}")
         init = nnx.initializers.normal(SHARPNESS * head_dim**-0.5)
         logical = {"eager_sharding": False}  # names of this package, not of a mesh
         self.kernel = nnx.Param(

@@ -2,12 +2,14 @@
 
 from typing import NamedTuple
 
-from subq_jax.axes import Keys, PerSequence, Queries, RouterKeys, RouterQueries, Selection, Values
+import jax
+
+from subq_jax.axes import Keys, Queries, RouterKeys, RouterQueries, Selection, Values
 from subq_jax.selection.visibility import QueryPlace
 
 
 class SelectiveInputs(NamedTuple):
-    """The arrays of one call, checked and placed: padding rows and keys at or beyond `kv_length` are zero."""
+    """The arrays of one call, checked and placed: rows of padding queries and of absent keys are zero."""
 
     q: Queries
     k: Keys
@@ -15,5 +17,5 @@ class SelectiveInputs(NamedTuple):
     router_q: RouterQueries
     router_k: RouterKeys
     place: QueryPlace
-    kv_length: PerSequence
+    present: jax.Array  # bool [B, S], which positions hold a key
     selection: Selection | None  # overrides the choice

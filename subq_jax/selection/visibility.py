@@ -68,7 +68,12 @@ def clear_padding_rows(x, place: QueryPlace):
     return jnp.where(place.exists[..., None, None], x, 0)
 
 
-def clear_absent_keys(x, kv_length: PerSequence):
-    """Zeros at positions of axis 1 at or beyond `kv_length` [B], so that nothing stored there can be read."""
-    present = jnp.arange(x.shape[1])[None] < kv_length[:, None]
+def present_keys(kv_length: PerSequence, length: int, segment_ids: SegmentIds | None):
+    """Which of `length` positions hold a key, bool [B, S]: those before `kv_length` that are not padding."""
+    present = jnp.arange(length)[None] < kv_length[:, None]
+    return present if segment_ids is None else present & (segment_ids >= 0)
+
+
+def clear_absent_keys(x, present):
+    """Zeros at positions of axis 1 that are not `present` [B, S], so that nothing stored there can be read."""
     return jnp.where(present[..., None, None], x, 0)

@@ -84,8 +84,10 @@ def check_config(config: ConfigDict, *, vocab_size: int | None = None) -> RunCon
     for name, value in _leaves(config.to_dict()):
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {value}")
-    if type(config.seed) is not int or config.seed < 0:
-        raise ValueError(f"seed must be an integer >= 0, got {config.seed!r}")
+    if unknown := sorted(set(config) - {"seed", *SECTIONS}):
+        raise ValueError(f"config has no section {unknown}; known sections: {SECTIONS}")
+    if type(config.seed) is not int or not 0 <= config.seed < 2**31:
+        raise ValueError(f"seed must be an integer in [0, 2**31), got {config.seed!r}")
     data = DataConfig.from_mapping(config.data)
     optimizer = _build(OptimizerConfig, "optimizer", config.optimizer)
     training = _build(TrainingConfig, "training", config.training)

@@ -160,12 +160,18 @@ class _Loop:
         return state, metrics
 
     def _read(self, step: int, metrics: StepMetrics) -> tuple[float, float]:
-        """Waits for a step's loss and gradient norm; a finite gradient also vouches for the parameters after it."""
+        """Waits for a step's loss and gradient norm.
+
+        Raises:
+          FloatingPointError: when they, or what the step made of the parameters, are not finite.
+        """
         loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        if not (math.isfinite(loss) and math.isfinite(grad_norm) and metrics.finite):
             good = self._checkpoints.latest_step
             kept = "no checkpoint was saved before it" if good is None else f"the checkpoint of step {good} is kept"
-            raise FloatingPointError(f"loss is {loss} and gradient norm {grad_norm} at step {step}; {kept}")
+            after = "finite" if metrics.finite else "not finite"
+            raise FloatingPointError(
+                f"loss is {loss}, gradient norm {grad_norm} and the state after it {after} at step {step}; {kept}")
         return loss, grad_norm
 
     def _report(self, step: int, loss: float, grad_norm: float) -> None:

@@ -25,10 +25,12 @@ class TrainState:
 
 @flax.struct.dataclass
 class StepMetrics:
-    """Float32 scalars of one step: the mean loss in nats a token, and the gradient's norm before clipping."""
+    """Scalars of one step: the mean loss in nats a token and the gradient's norm before clipping, both float32, and
+    whether every parameter and moment after it is finite."""
 
     loss: jax.Array
     grad_norm: jax.Array
+    finite: jax.Array
 
 
 def abstract_state(
@@ -93,7 +95,8 @@ def make_train_step(
             loss, grads = loss_and_grads(graphdef, state.params, batch, dense_selection, packed)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, state.step + 1), StepMetrics(loss, optax.tree.norm(grads))
+        finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((params, opt_state))]).all()
+        return TrainState(params, opt_state, state.step + 1), StepMetrics(loss, optax.tree.norm(grads), finite)
 
     shardings = state_shardings(abstract, mesh)
     return jax.jit(

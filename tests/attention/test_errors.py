@@ -65,6 +65,7 @@ def test_arrays_that_do_not_fit_together_are_named(changes, message):
 @pytest.mark.parametrize(("changes", "error", "message"), [
     ({"q_offset": -1}, ValueError, "q_offset must be >= 0, got -1"),
     ({"q_offset": 15}, ValueError, r"q_offset \+ T must be <= the number of keys 20, got 15 \+ 6"),
+    ({"q_offset": 2**63 - 1}, ValueError, r"q_offset \+ T must be <= the number of keys 20"),
     ({"q_offset": 2**40}, ValueError, r"q_offset \+ T must be <= the number of keys 20"),
     ({"q_offset": jnp.array([0, -2])}, ValueError, r"q_offset must be >= 0, got \[0, -2\]"),
     ({"q_offset": np.array([14, 15])}, ValueError, r"q_offset \+ T must be <= the number of keys 20, got \[14, 15\]"),

@@ -141,6 +141,30 @@ def test_absent_keys_are_never_read(implementation):
 
 
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_padding_may_hold_anything(implementation):
+    values = arrays(10, 1, 24, 24, 1, 2)
+    config = SelectionConfig(block_size=4, num_blocks=2, local_blocks=1, sink_blocks=1)
+    segment_ids = jnp.array([[0] * 6 + [-1] * 2 + [1] * 14 + [-1] * 2], jnp.int32)
+    padding = (segment_ids < 0)[..., None, None]
+    poisoned = [jnp.where(padding, jnp.nan, x) for x in values]
+    clean, dirty = (value_and_grads(x, config, implementation, True, segment_ids=segment_ids)
+                    for x in (values, poisoned))
+    for a, b in zip(jax.tree.leaves(clean), jax.tree.leaves(dirty), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not jnp.where(padding, clean[0], 0).any()
+
+
+def test_every_product_is_taken_at_full_precision():
+    """What a CPU cannot show: an accelerator rounds the inputs of default-precision products to bf16 or tf32."""
+    values = arrays(11, 1, 24, 24, 1, 2)
+    config = SelectionConfig(block_size=4, num_blocks=2, local_blocks=1, sink_blocks=1)
+    jaxpr = str(jax.make_jaxpr(jax.grad(lambda *x: selective_attention(*x, config).sum(), argnums=range(5)))(*values))
+    products, full = jaxpr.count("dot_general["), jaxpr.count("precision=(Precision.HIGHEST, Precision.HIGHEST)")
+    assert products > 10 and full == products, f"{products - full} of {products} products are rounded"
+    assert "scatter-add" not in jaxpr, "its order of summation is not fixed on GPUs"
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
 def test_a_foreign_selection_cannot_leak_or_count_twice(implementation):
     values = arrays(8, 1, 32, 32, 1, 2)
     config = SelectionConfig(block_size=4, num_blocks=4, local_blocks=1, sink_blocks=1)

@@ -22,9 +22,17 @@ COMMANDS = [(path.relative_to(ROOT), command) for path in [*DOCUMENTS, NOTEBOOK,
             for command in experiment_commands(all_text(path))]
 
 
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_a_finished_run_generates(tmp_path, capsys):
+    example = EXAMPLES[1].replace("get_config()", "get_config('smoke')").replace("runs/code", str(tmp_path))
+    exec(compile(example, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
 def test_the_example_runs_and_keeps_its_word():
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    names = {}
+    example, names = EXAMPLES[0], {}
     exec(compile(example, "README.md", "exec"), names)
     assert names["config"].budget == 7 * 32
     assert names["out"].shape == names["q"].shape

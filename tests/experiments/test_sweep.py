@@ -155,9 +155,24 @@ def test_bad_input_is_refused_before_any_training(trained, run):
     assert len(trained.calls) == 2
 
 
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("eval_lengths", (128, 8), "cell recall-dense-seed0: length must be at least 16 for 4 pairs and 4 questions"),
+    ("eval_lengths", ("x",), "sweep.eval_lengths must be an integer >= 1, got 'x'"),
+    ("eval_batches", 0, "sweep.eval_batches must be an integer >= 1, got 0"),
+    ("timing_repeats", 0, "sweep.timing_repeats must be an integer >= 1, got 0"),
+    ("seeds", (0, 0), r"sweep.seeds must not repeat itself, got \(0, 0\)"),
+    ("budgets", (), "sweep.budgets must not be empty"),
+])
+def test_a_sweep_that_could_not_be_evaluated_is_refused(field, value, message):
+    config = small_config()
+    config.sweep[field] = value
+    with pytest.raises(ValueError, match=message):
+        sweep.grid(config)
+
+
 def test_step_time_leaves_out_warm_up_and_curriculum():
     config = get_config()
-    config.data.curriculum = ((0, 32, 4), (60, 128, 8))
+    config.data.batch_size, config.data.curriculum = 32, ((0, 32, 4), (60, 128, 8))
     config.training.dense_steps, config.training.log_every = 40, 20
     rates = {20: 1.0, 40: 1.0, 60: 1.0, 80: 4096.0, 100: 2048.0, 120: 4096.0}
     metrics = [{"step": step, "tokens_per_second": rate} for step, rate in rates.items()]

@@ -150,3 +150,15 @@ def test_non_finite_loss_names_the_step_and_keeps_the_last_good_checkpoint(tmp_p
         train(tiny_config, tmp_path, show_progress=False)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal()] == ["1"]
     assert [row["step"] for row in rows_without_clock(tmp_path)] == [1]
+
+
+def test_parameters_that_a_step_made_infinite_are_not_saved(tmp_path, tiny_config):
+    """Loss and gradient are finite; only the update overflows."""
+    tiny_config.training.checkpoint_every = tiny_config.training.steps = 1
+    tiny_config.training.dense_steps = tiny_config.optimizer.warmup_steps = 0
+    tiny_config.data.curriculum = ()
+    tiny_config.model.mechanism = "dense"
+    tiny_config.optimizer.learning_rate = 1e39
+    with pytest.raises(FloatingPointError, match="the state after it not finite at step 1; no checkpoint was saved"):
+        train(tiny_config, tmp_path, show_progress=False)
+    assert not any(path.name.isdecimal() for path in (tmp_path / "checkpoints").iterdir())

@@ -195,7 +195,8 @@ def gathered_backward(q, k, v, ids, bias, d_out, lse, delta, side, first_side: i
                 _rows(d_out, step.token), _rows(lse, step.token), _rows(delta, step.token))
             d_bias = d_logits.sum(axis=(-2, -1))
             weight = jnp.where(step.entry % slots >= first_side, d_bias, 0.0)
-            d_side = jnp.einsum("xwe,xwer->xwr", weight, _rows(side, step.token).astype(jnp.float32))
+            d_side = jnp.einsum("xwe,xwer->xwr", weight, _rows(side, step.token).astype(jnp.float32),
+                                precision=jax.lax.Precision.HIGHEST)
             sums = tuple(_add_runs(s, part, step.block) for s, part in zip(sums, (dk, dv, d_side), strict=True))
             return _put(dqs, dq, shape, i), _put(d_biases, d_bias, shape, i), sums
 

@@ -16,7 +16,7 @@ from subq_jax.kernels.xla.banded import banded_backward, banded_forward
 from subq_jax.kernels.xla.gathered import gathered_backward, gathered_forward
 from subq_jax.kernels.xla.layout import fold, fold_keys, fold_queries, map_query_chunks, unfold_keys, unfold_queries
 from subq_jax.kernels.xla.tile import merge
-from subq_jax.selection.choose import admit_selection, block_scores, choose_blocks
+from subq_jax.selection.choose import admit_selection, block_scores, choose_blocks, matmul_precision
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.summaries import block_summaries, score_scale, split_blocks
@@ -144,7 +144,8 @@ def _weighted_summaries(weights, summaries, chosen):
 
     def chunk(args):
         weights, chosen = args
-        return jnp.einsum("btkm,btkmr->btkr", weights, take(summaries, chosen))
+        listed = take(summaries, chosen).astype(weights.dtype)
+        return jnp.einsum("btkm,btkmr->btkr", weights, listed, precision=matmul_precision(weights.dtype))
 
     return map_query_chunks(chunk, (weights.swapaxes(1, 2), chosen.swapaxes(1, 2)), rows)
 
