@@ -6,6 +6,7 @@ from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterKeys, Route
 from subq_jax.kernels.xla.selective import xla_selective_attention
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
+from subq_jax.selection.tree import SummaryTree, build_tree, clear_incomplete_nodes
 from subq_jax.selection.visibility import clear_absent_keys, clear_padding_rows
 
 IMPLEMENTATIONS = {"reference": reference_selective_attention, "xla": xla_selective_attention}
@@ -23,7 +24,7 @@ def selective_attention(
     segment_ids: SegmentIds | None = None,
     gate: bool = True,
     selection: Selection | None = None,
-    tree=None,
+    tree: SummaryTree | None = None,
     implementation: str | None = None,
     return_selection: bool = False,
 ) -> Outputs | tuple[Outputs, Selection]:
@@ -48,7 +49,8 @@ def selective_attention(
         then holds within the query's document. Rows with a negative id output 0 and have zero gradient.
       gate: whether scores are added to the logits of selected blocks.
       selection: int [B, T, K, M], overrides the choice. Ids that are not candidates of their query are ignored.
-      tree: prebuilt summaries; not available yet.
+      tree: summaries prebuilt by `build_tree` and `update_tree` for these router keys, so that a call need not
+        read them all; gradients then flow to its lowest level.
       implementation: `"reference"` (dense, float32, for checking) or `"xla"`; default `"xla"`.
       return_selection: whether to return the selection too.
 
@@ -58,15 +60,11 @@ def selective_attention(
 
     Raises:
       TypeError, ValueError: for arguments that do not fit together, naming the argument.
-      NotImplementedError: for `tree`, and for `config.fanouts` other than `()`.
 
     Source: the mechanism of this project; selected blocks after NSA (arXiv 2502.11089) and MoBA (arXiv 2502.13189).
     """
     checks.check_selective_arrays(q, k, v, router_q, router_k, config)
-    if tree is not None:
-        raise NotImplementedError("tree: prebuilt summaries are not available yet; pass tree=None")
-    if config.fanouts:
-        raise NotImplementedError(f"fanouts: the tree is not available yet; use fanouts=(), got {config.fanouts}")
+    checks.check_tree(tree, router_k, config)
     checks.check_selection(selection, (*q.shape[:2], k.shape[2], config.num_blocks))
     name = "xla" if implementation is None else implementation
     if name not in IMPLEMENTATIONS:
@@ -74,6 +72,8 @@ def selective_attention(
     place, present = checks.locate(q, k, q_offset, kv_length, segment_ids, config.block_size)
     q, router_q = (clear_padding_rows(x, place) for x in (q, router_q))
     k, v, router_k = (clear_absent_keys(x, present) for x in (k, v, router_k))
-    inputs = SelectiveInputs(q, k, v, router_q, router_k, place, present, selection)
+    tree = build_tree(router_k, config) if tree is None else clear_incomplete_nodes(
+        tree, checks.check_kv_length(kv_length, k.shape[0], k.shape[1]), config)
+    inputs = SelectiveInputs(q, k, v, router_q, tree, place, present, selection)
     out, chosen = IMPLEMENTATIONS[name](inputs, config, gate=gate)
     return (out, chosen) if return_selection else out

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subq_jax.selection.config import SelectionConfig
+from subq_jax.selection.tree import SummaryTree, build_tree
 from subq_jax.selection.visibility import QueryPlace, place_queries, present_keys
 
 
@@ -128,6 +129,22 @@ def check_selection(selection, shape: tuple[int, int, int, int]) -> None:
     """Checks shape and dtype of a selection given by the caller."""
     if selection is not None:
         check_integers("selection", selection, shape, "[B, T, K, M]")
+
+
+def check_tree(tree, router_k, config: SelectionConfig) -> None:
+    """Checks the levels of a prebuilt tree against the router keys and the config's fan-outs."""
+    if tree is None:
+        return
+    if not isinstance(tree, SummaryTree):
+        raise TypeError(f"tree must be a SummaryTree, from build_tree, got {type(tree).__name__}")
+    wanted = jax.eval_shape(lambda keys: build_tree(keys, config), jax.ShapeDtypeStruct(router_k.shape, router_k.dtype))
+    if len(tree.levels) != len(wanted.levels):
+        raise ValueError(f"tree must have {len(wanted.levels)} levels for fanouts={config.fanouts}, "
+                         f"got {len(tree.levels)}")
+    for level, (found, expected) in enumerate(zip(tree.levels, wanted.levels, strict=True)):
+        expect_shape(f"tree.levels[{level}]", found, expected.shape, "[B, K, nodes, R]")
+        if found.dtype != expected.dtype:
+            raise ValueError(f"tree.levels[{level}] must have router_k's dtype {expected.dtype}, got {found.dtype}")
 
 
 def check_integers(name: str, array, shape: tuple[int, ...], axes: str) -> None:

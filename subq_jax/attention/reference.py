@@ -10,7 +10,7 @@ from subq_jax.axes import Outputs, Selection
 from subq_jax.selection.choose import admit_selection, block_scores, choose_blocks
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
-from subq_jax.selection.summaries import block_summaries
+from subq_jax.selection.tree import is_full, is_partial
 from subq_jax.selection.visibility import is_local, is_sink
 
 
@@ -22,11 +22,12 @@ def reference_selective_attention(
     Returns:
       the output [B, T, N, H] in `q`'s dtype and the selection int32 [B, T, K, M].
     """
-    q, k, v, router_q, router_k, place, present, selection = inputs
+    q, k, v, router_q, tree, place, present, selection = inputs
     length, group = k.shape[1], q.shape[2] // k.shape[2]
-    scores = block_scores(router_q, block_summaries(router_k, config.block_size, config.pooling))
+    scores = block_scores(router_q, tree.levels[0])
     if selection is None:
-        chosen_ids = choose_blocks(jax.lax.stop_gradient(scores), place, config)
+        reached = blocks_reached(*jax.lax.stop_gradient((router_q, tree)), place, config)
+        chosen_ids = choose_blocks(jax.lax.stop_gradient(scores), place, config, reached)
     else:
         chosen_ids = admit_selection(selection.swapaxes(1, 2), place, config, scores.shape[-1])
 
@@ -56,3 +57,18 @@ def masked_softmax(logits, visible):
     weights = jnp.where(visible, jnp.exp(jnp.where(visible, logits - top, 0.0)), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
     return weights / jnp.where(total == 0.0, 1.0, total)
+
+
+def blocks_reached(router_q, tree, place, config: SelectionConfig):
+    """Which blocks a search of the tree comes to, bool [B, K, T, NB]: every node of every level is looked at."""
+    shape = (*tree.levels[-1].shape[:2], router_q.shape[1])
+    active = jnp.ones((*shape, tree.levels[-1].shape[2]), dtype=bool)
+    for level in range(len(config.fanouts), 0, -1):
+        node = jnp.arange(active.shape[-1])[None, None]
+        full = active & is_full(node, level, place, config)[:, None]
+        scores = jnp.where(full, block_scores(router_q, tree.levels[level]), -jnp.inf)
+        order = jnp.argsort(scores, axis=-1, descending=True, stable=True)
+        kept = full & (jnp.argsort(order, axis=-1) < config.beam_width)
+        expanded = kept | (active & is_partial(node, level, place, config)[:, None])
+        active = jnp.repeat(expanded, config.fanouts[level - 1], axis=-1)[..., : tree.levels[level - 1].shape[2]]
+    return active

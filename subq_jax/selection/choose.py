@@ -27,8 +27,28 @@ def block_scores(router_q: RouterQueries, summaries: Summaries) -> Scores:
     return scores * score_scale(router_q.shape[-1])
 
 
-def choose_blocks(scores: Scores, place: QueryPlace, config: SelectionConfig) -> Selection:
+def scores_of(router_q: RouterQueries, summaries: Summaries, ids: Selection) -> Scores:
+    """The scores [B, K, T, C] of the listed blocks [B, K, T, C] alone; out-of-range ids score as the nearest block."""
+    dtype = jnp.promote_types(router_q.dtype, summaries.dtype)
+    listed = jax.vmap(jax.vmap(lambda table, ids: jnp.take(table, ids, axis=0, mode="clip")))(summaries, ids)
+    scores = jnp.einsum(
+        "btkr,bktcr->bktc",
+        router_q.astype(dtype),
+        listed.astype(dtype),
+        precision=matmul_precision(dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return scores * score_scale(router_q.shape[-1])
+
+
+def choose_blocks(scores: Scores, place: QueryPlace, config: SelectionConfig, reached=None) -> Selection:
     """The `num_blocks` candidates of highest score, ties to the lower index.
+
+    Args:
+      scores: float32 [B, K, T, NB].
+      place: where the queries stand.
+      config: how many to choose.
+      reached: bool [B, K, T, NB], the blocks that a tree search came to; default all.
 
     Returns:
       int32 [B, K, T, M]: block ids ascending, then -1 where a query has fewer candidates.
@@ -36,6 +56,7 @@ def choose_blocks(scores: Scores, place: QueryPlace, config: SelectionConfig) ->
     num_blocks = scores.shape[-1]
     block = jnp.arange(num_blocks, dtype=jnp.int32)[None, None]
     candidate = is_candidate(block, place, config)[:, None]
+    candidate = candidate if reached is None else candidate & reached
     if config.num_blocks >= num_blocks:  # the dense warm-up: every candidate is chosen
         every = jnp.where(candidate, block[None], num_blocks)
         return ascending(jnp.broadcast_to(every, scores.shape), num_blocks, config.num_blocks)

@@ -4,18 +4,22 @@ from typing import NamedTuple
 
 import jax
 
-from subq_jax.axes import Keys, Queries, RouterKeys, RouterQueries, Selection, Values
+from subq_jax.axes import Keys, Queries, RouterQueries, Selection, Values
+from subq_jax.selection.tree import SummaryTree
 from subq_jax.selection.visibility import QueryPlace
 
 
 class SelectiveInputs(NamedTuple):
-    """The arrays of one call, checked and placed: rows of padding queries and of absent keys are zero."""
+    """The arrays of one call, checked and placed.
+
+    Rows of padding queries and of absent keys are zero, and so are tree nodes that cover positions beyond the keys.
+    """
 
     q: Queries
     k: Keys
     v: Values
     router_q: RouterQueries
-    router_k: RouterKeys
+    tree: SummaryTree  # the blocks' summaries alone when selection is flat
     place: QueryPlace
     present: jax.Array  # bool [B, S], which positions hold a key
     selection: Selection | None  # overrides the choice

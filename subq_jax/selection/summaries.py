@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 
 from subq_jax.axes import RouterKeys, Summaries
@@ -27,14 +28,19 @@ def block_summaries(router_k: RouterKeys, block_size: int, pooling: str) -> Summ
     each channel, and is written as a mask, so that no scatter is needed. A partial last block is pooled over zeros
     too: it is never a candidate, so its summary is never read.
     """
-    blocks = split_blocks(router_k, block_size).astype(jnp.float32)
+    return pool(split_blocks(router_k, block_size), pooling)
+
+
+def pool(parts, pooling: str):
+    """Pools [..., n, c, R] over c, in float32, rounded to the dtype of `parts`: [..., n, R]."""
+    exact = parts.astype(jnp.float32)
     if pooling == "mean":
-        pooled = blocks.mean(axis=3)
+        pooled = exact.mean(axis=-2)
     else:
-        first = jnp.argmax(blocks, axis=3, keepdims=True)
-        token = jnp.arange(block_size).reshape(1, 1, 1, -1, 1)
-        pooled = jnp.where(token == first, blocks, 0.0).sum(axis=3)
-    return pooled.astype(router_k.dtype)
+        first = jnp.argmax(exact, axis=-2, keepdims=True)
+        member = jax.lax.broadcasted_iota(first.dtype, exact.shape, exact.ndim - 2)
+        pooled = jnp.where(member == first, exact, 0.0).sum(axis=-2)
+    return pooled.astype(parts.dtype)
 
 
 def score_scale(router_dim: int) -> float:

@@ -56,11 +56,17 @@ def is_local(block, place: QueryPlace, config: SelectionConfig):
     return (block >= place.first_block[..., None]) & (block <= own) & (block > own - config.local_blocks)
 
 
-def is_candidate(block, place: QueryPlace, config: SelectionConfig):
-    """Whether key `block` may be selected: complete, past, and neither sink nor local."""
+def candidate_range(place: QueryPlace, config: SelectionConfig):
+    """First and last candidate block of every query, [B, T, 1] each; the last lies before the first where none is."""
     first = place.first_block[..., None] + config.sink_blocks
     last = place.block[..., None] - config.local_blocks
-    return (block >= first) & (block <= last) & place.exists[..., None]
+    return first, jnp.where(place.exists[..., None], last, first - 1)
+
+
+def is_candidate(block, place: QueryPlace, config: SelectionConfig):
+    """Whether key `block` may be selected: complete, past, and neither sink nor local."""
+    first, last = candidate_range(place, config)
+    return (block >= first) & (block <= last)
 
 
 def clear_padding_rows(x, place: QueryPlace):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from problems import arrays
 
-from subq_jax import SelectionConfig, selective_attention
+from subq_jax import SelectionConfig, SummaryTree, selective_attention
 
 NAMES = ("q", "k", "v", "router_q", "router_k")
 CONFIG = SelectionConfig(block_size=4, num_blocks=2, local_blocks=1, sink_blocks=1)
@@ -94,8 +94,9 @@ def test_arrays_that_do_not_fit_together_are_named(changes, message):
      r"selection must have shape \[B, T, K, M\] = \(2, 6, 2, 2\), got \(2, 6, 2, 3\)"),
     ({"selection": jnp.zeros((2, 6, 2, 2))}, TypeError, "selection must be an integer array, got float32"),
     ({"implementation": "cuda"}, ValueError, r"implementation must be one of \['reference', 'xla'\].*got 'cuda'"),
-    ({"tree": ()}, NotImplementedError, "tree: prebuilt summaries are not available yet"),
-    ({"config": SelectionConfig(fanouts=(64,))}, NotImplementedError, r"fanouts: .* got \(64,\)"),
+    ({"tree": ()}, TypeError, "tree must be a SummaryTree, from build_tree, got tuple"),
+    ({"tree": SummaryTree(())}, ValueError, r"tree must have 1 levels for fanouts=\(\), got 0"),
+    ({"tree": SummaryTree((jnp.zeros((1, 2, 3, 5)),))}, ValueError, r"tree.levels\[0\] must have shape"),
     ({"config": {"block_size": 4}}, TypeError, "config must be a SelectionConfig, got dict"),
 ])
 def test_wrong_options_are_named(changes, error, message):

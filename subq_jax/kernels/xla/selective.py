@@ -16,10 +16,11 @@ from subq_jax.kernels.xla.banded import banded_backward, banded_forward
 from subq_jax.kernels.xla.gathered import gathered_backward, gathered_forward
 from subq_jax.kernels.xla.layout import fold, fold_keys, fold_queries, map_query_chunks, unfold_keys, unfold_queries
 from subq_jax.kernels.xla.tile import merge
-from subq_jax.selection.choose import admit_selection, block_scores, choose_blocks, matmul_precision
+from subq_jax.selection.choose import admit_selection, block_scores, choose_blocks, matmul_precision, scores_of
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
-from subq_jax.selection.summaries import block_summaries, score_scale, split_blocks
+from subq_jax.selection.summaries import score_scale, split_blocks
+from subq_jax.selection.tree import SummaryTree, search_tree
 from subq_jax.selection.visibility import QueryPlace
 
 SCORE_ELEMENTS = 8 << 20  # float32 scores held at a time
@@ -33,28 +34,38 @@ def xla_selective_attention(
     Returns:
       the output [B, T, N, H] in `q`'s dtype and the selection int32 [B, T, K, M].
     """
-    q, k, v, router_q, router_k, place, _, selection = inputs
-    summaries = block_summaries(router_k, config.block_size, config.pooling)
-    chosen, scores = _choose(router_q, summaries, place, config, selection)
+    q, k, v, router_q, tree, place, _, selection = inputs
+    summaries = tree.levels[0]
+    chosen, scores = _choose(router_q, tree, place, config, selection)
     scores = scores if gate else jnp.zeros_like(scores)
     out = _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place)
     return out, chosen.swapaxes(1, 2)
 
 
-def _choose(router_q, summaries, place: QueryPlace, config: SelectionConfig, selection: Selection | None):
+def _choose(router_q, tree: SummaryTree, place: QueryPlace, config: SelectionConfig, selection: Selection | None):
     """The selection int32 [B, K, T, M] and its scores float32, a chunk of queries at a time; no gradient."""
-    router_q, summaries = jax.lax.stop_gradient((router_q, summaries))
-    batch, queries, heads, _ = router_q.shape
-    rows = max(1, min(queries, SCORE_ELEMENTS // (batch * heads * summaries.shape[2])))
+    router_q, tree = jax.lax.stop_gradient((router_q, tree))
+    batch, queries, heads, width = router_q.shape
+    num_blocks = tree.levels[0].shape[2]
+    if selection is not None:
+        held = config.num_blocks * width
+    elif config.fanouts:
+        held = (config.beam_width + 2) * max(config.fanouts) * width + tree.levels[-1].shape[2]
+    else:
+        held = num_blocks
+    rows = max(1, min(queries, SCORE_ELEMENTS // (batch * heads * held)))
 
     def chunk(args):
         router_q, place, selection = args
-        scores = block_scores(router_q, summaries)
-        if selection is None:
-            chosen = choose_blocks(scores, place, config)
+        if selection is not None:
+            chosen = admit_selection(selection.swapaxes(1, 2), place, config, num_blocks)
+            picked = scores_of(router_q, tree.levels[0], jnp.maximum(chosen, 0))
+        elif config.fanouts:
+            chosen, picked, _ = search_tree(router_q, tree, place, config)
         else:
-            chosen = admit_selection(selection.swapaxes(1, 2), place, config, summaries.shape[2])
-        picked = jnp.take_along_axis(scores, jnp.maximum(chosen, 0), axis=-1)
+            scores = block_scores(router_q, tree.levels[0])
+            chosen = choose_blocks(scores, place, config)
+            picked = jnp.take_along_axis(scores, jnp.maximum(chosen, 0), axis=-1)
         return tuple(x.swapaxes(1, 2) for x in (chosen, jnp.where(chosen >= 0, picked, 0.0)))
 
     results = map_query_chunks(chunk, (router_q, place, selection), rows)
