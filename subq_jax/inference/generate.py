@@ -74,5 +74,5 @@ def _generate(graph, sample: bool, cache, weights, prompt, keys, temperature):
     cache, first_logits = run(cache, prompt)
     first = pick(first_logits, keys[0])
     _, (tokens, logits) = jax.lax.scan(step, (cache, first), keys[1:])
-    join = lambda head, tail: jnp.concatenate([head[:, None], tail.swapaxes(0, 1)], axis=1)  # noqa: E731
+    join = lambda head, tail: jnp.concatenate([head[:, None], tail.swapaxes(0, 1)], axis=1)
     return join(first, tokens), join(first_logits, logits)

@@ -31,7 +31,7 @@ def place_queries(
     if segment_ids is None:
         first, exists = jnp.zeros_like(position), jnp.ones_like(position, dtype=bool)
     else:
-        at_query = lambda x: jnp.take_along_axis(x, position, axis=1, mode="clip")  # noqa: E731
+        at_query = lambda x: jnp.take_along_axis(x, position, axis=1, mode="clip")
         first, exists = at_query(document_starts(segment_ids)), at_query(segment_ids) >= 0
     return QueryPlace(position, position // block_size, first, first // block_size, exists)
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from hypothesis import strategies as st
 
 from subq_jax import SelectionConfig, selective_attention
@@ -61,3 +62,41 @@ def value_and_grads(values, config, implementation, gate, **where):
 
     grads, (out, selection) = jax.jit(jax.grad(loss, argnums=range(5), has_aux=True))(*values)
     return out, selection, grads
+
+
+def attention_by_definition(values, config, gate, q_offset=None, kv_length=None, segment_ids=None):
+    """Output [B, T, N, H] and chosen blocks {(b, t, kv head): ids}, one query at a time in float64.
+
+    Written from docs/contract.md and nothing else: it shares no code with the package.
+    """
+    q, k, v, router_q, router_k = (np.asarray(x, np.float64) for x in values)
+    (batch, queries, heads, head_dim), (length, kv_heads), size = q.shape, k.shape[1:3], config.block_size
+    pool = {"max": np.max, "mean": np.mean}[config.pooling]
+    out, chosen = np.zeros(q.shape), {}
+    for b in range(batch):
+        present = length if kv_length is None else int(kv_length[b])
+        offset = present - queries if q_offset is None else int(q_offset[b])
+        document = np.zeros(length, int) if segment_ids is None else np.asarray(segment_ids[b])
+        for t in range(queries):
+            position = offset + t
+            if document[position] < 0:
+                continue
+            start = position
+            while start and document[start - 1] == document[position]:
+                start -= 1
+            first, own = start // size, position // size
+            always = [*range(first, first + config.sink_blocks), *range(own - config.local_blocks + 1, own + 1)]
+            for head in range(kv_heads):
+                scores = {}
+                for block in range(first + config.sink_blocks, own - config.local_blocks + 1):
+                    summary = pool(router_k[b, block * size : (block + 1) * size, head], axis=0)
+                    scores[block] = router_q[b, t, head] @ summary / router_q.shape[3] ** 0.5
+                best = sorted(scores, key=lambda block: (-scores[block], block))[: config.num_blocks]
+                chosen[b, t, head] = sorted(best)
+                seen = [j for j in range(start, position + 1) if j // size in always or j // size in best]
+                bias = np.array([scores[j // size] if gate and j // size in best else 0.0 for j in seen])
+                for n in range(head * heads // kv_heads, (head + 1) * heads // kv_heads):
+                    logits = k[b, seen, head] @ q[b, t, n] / head_dim**0.5 + bias
+                    weights = np.exp(logits - logits.max())
+                    out[b, t, n] = weights @ v[b, seen, head] / weights.sum()
+    return out, chosen

@@ -28,7 +28,7 @@ def masked_softmax(q, k, v, visible, cotangent):
     weights /= np.maximum(weights.sum(axis=-1, keepdims=True), 1e-300)  # rows that see nothing are 0
     d_weights = np.einsum("btnh,bsnh->bnts", cotangent, v)
     d_logits = weights * (d_weights - (weights * d_weights).sum(axis=-1, keepdims=True)) / head_dim**0.5
-    per_head = lambda x: x.reshape(batch, length, kv_heads, group, head_dim).sum(axis=3)  # noqa: E731
+    per_head = lambda x: x.reshape(batch, length, kv_heads, group, head_dim).sum(axis=3)
     return (
         np.einsum("bnts,bsnh->btnh", weights, v), np.einsum("bnts,bsnh->btnh", d_logits, k),
         per_head(np.einsum("bnts,btnh->bsnh", d_logits, q)), per_head(np.einsum("bnts,btnh->bsnh", weights, cotangent)))
@@ -93,14 +93,14 @@ def test_dense_is_a_masked_softmax(place):
     ("packed, later", 8)])
 def test_sliding_window_is_a_masked_softmax(place, window):
     batch, queries, length, where = PLACES[place]
-    attention = lambda q, k, v, **where: sliding_window_attention(q, k, v, window, **where)  # noqa: E731
+    attention = lambda q, k, v, **where: sliding_window_attention(q, k, v, window, **where)
     compare(attention, arrays(batch, queries, length, 2), window, **where)
 
 
 @pytest.mark.parametrize("window", [1, 150])
 def test_windows_over_several_tiles_of_queries(window):
     """More queries than one tile of the band holds, in whole sequences that no tile divides."""
-    attention = lambda q, k, v: sliding_window_attention(q, k, v, window)  # noqa: E731
+    attention = lambda q, k, v: sliding_window_attention(q, k, v, window)
     compare(attention, arrays(1, 203, 203, head_dim=4), window)
 
 

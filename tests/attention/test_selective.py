@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from problems import arrays, problems, value_and_grads
+from problems import arrays, attention_by_definition, problems, value_and_grads
 
 from subq_jax import SelectionConfig, selective_attention
 from subq_jax.attention import dense_attention
@@ -19,6 +19,19 @@ NAMES = ("q", "k", "v", "router_q", "router_k")
 def close(actual, expected, name, tolerance=2e-5):
     scale = max(1.0, float(jnp.abs(expected).max()))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale, err_msg=name)
+
+
+@given(problems())
+@settings(max_examples=10)
+def test_the_reference_is_the_definition(problem):
+    values, config, gate, where = problem
+    out, selection = selective_attention(
+        *values, config, gate=gate, implementation="reference", return_selection=True, **where)
+    expected, chosen = attention_by_definition(values, config, gate, **where)
+    close(out, expected, "out")
+    ids = np.asarray(selection)
+    for b, t, head in np.ndindex(ids.shape[:3]):
+        assert [i for i in ids[b, t, head] if i >= 0] == chosen.get((b, t, head), [])
 
 
 @given(problems())
@@ -38,7 +51,7 @@ def test_xla_equals_reference(problem):
 def assert_equally_good(selection, expected, values, config):
     """Every chosen block scores, by the reference, at least as high as the worst block that the reference chose."""
     scores = block_scores(values[3], block_summaries(values[4], config.block_size, config.pooling)).swapaxes(1, 2)
-    of = lambda ids: jnp.take_along_axis(scores, jnp.maximum(ids, 0), axis=-1)  # noqa: E731
+    of = lambda ids: jnp.take_along_axis(scores, jnp.maximum(ids, 0), axis=-1)
     np.testing.assert_array_equal((selection >= 0).sum(-1), (expected >= 0).sum(-1))
     worst = jnp.where(expected >= 0, of(expected), jnp.inf).min(-1, keepdims=True)
     margin = 1e-5 * jnp.maximum(1, jnp.abs(worst))

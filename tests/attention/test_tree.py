@@ -66,17 +66,23 @@ def test_the_search_finds_what_looking_at_every_node_finds(
         assert everything.certified.all()
 
 
-def test_some_choices_are_certified_and_some_are_not():
+def test_choices_are_certified_where_two_blocks_stand_out_and_not_where_all_are_alike():
     *_, router_q, router_k = arrays(0, 1, 256, 256, 1, 1)
     config = SelectionConfig(block_size=2, num_blocks=2, local_blocks=1, fanouts=(4, 4), beam_width=2)
     place = place_queries(jnp.zeros((1,), jnp.int32), 256, None, 2)
-    tree = build_tree(router_k, config)
-    found = search_tree(router_q, tree, place, config)
-    same = (found.chosen == flat_choice(router_q, tree, place, config)).all(axis=-1)
     late = np.arange(256) >= 128  # by then there is more to prune than the beam holds
-    assert found.certified[..., ~late].any() and found.certified[..., late].any()
-    assert not found.certified.all() and not same.all(), "too easy a problem to show anything"
+
+    alike = build_tree(router_k, config)
+    found = search_tree(router_q, alike, place, config)
+    same = (found.chosen == flat_choice(router_q, alike, place, config)).all(axis=-1)
+    assert found.certified[..., ~late].any() and not found.certified[..., late].all()
+    assert not same.all(), "too easy a problem to show anything"
     assert bool((same | ~found.certified).all())
+
+    standing_out = build_tree(router_k.at[:, jnp.array([40, 70])].multiply(20), config)
+    found = search_tree(router_q, standing_out, place, config)
+    assert found.certified[..., late].all()
+    np.testing.assert_array_equal(found.chosen[0, 0, 128:], np.broadcast_to([20, 35], (128, 2)))
     mean = dataclasses.replace(config, pooling="mean")
     assert not search_tree(router_q, build_tree(router_k, mean), place, mean).certified[..., late].any()
 

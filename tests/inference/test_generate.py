@@ -69,7 +69,7 @@ def test_prefill_in_chunks_equals_the_full_forward(mechanism):
 
 def test_a_sample_depends_on_its_key_and_on_nothing_else():
     model, prompt = decoder("selective"), tokens(27)
-    draw = lambda seed: generate(model, prompt, 12, temperature=2.0, key=jax.random.key(seed))  # noqa: E731
+    draw = lambda seed: generate(model, prompt, 12, temperature=2.0, key=jax.random.key(seed))
     first, again, other = draw(0), draw(0), draw(1)
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])

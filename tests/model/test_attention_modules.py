@@ -120,7 +120,7 @@ def test_linen_models_use_the_bridge():
     block, x = LinenBlock(), activations(2)
     variables = jax.jit(block.init)(jax.random.key(0), x)
     assert {"query", "key", "value", "out", "router"} <= variables["params"]["attention"].keys()
-    loss = lambda params: jnp.square(block.apply({**variables, "params": params}, x)).mean()  # noqa: E731
+    loss = lambda params: jnp.square(block.apply({**variables, "params": params}, x)).mean()
     value, grads = jax.jit(jax.value_and_grad(loss))(variables["params"])
     assert jnp.isfinite(value)
     assert all(grad.any() for grad in jax.tree.leaves(grads["attention"]["router"]))

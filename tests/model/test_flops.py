@@ -56,7 +56,7 @@ def test_visible_pairs_equal_the_mask(mechanism):
 def test_parts_equal_a_count_layer_by_layer(mechanism, length):
     config = decoder(mechanism=mechanism)
     local = decoder(mechanism="sliding_window", budget=config.local_window)
-    matmul = lambda rows, inner, columns: 2 * rows * inner * columns  # noqa: E731
+    matmul = lambda rows, inner, columns: 2 * rows * inner * columns
     attention = selection = projections = 0
     for kind in config.layer_kinds:
         visible = mask(local if kind == "local" else config, length).sum()

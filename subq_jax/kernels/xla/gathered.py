@@ -84,7 +84,7 @@ def make_plan(ids, num_blocks: int, shape: Shape) -> Plan:
     last_tile = jnp.cumsum(tiles_of_block, axis=1, dtype=jnp.int32)
     first_tile = last_tile - tiles_of_block
 
-    at = lambda table, i: jnp.take_along_axis(table, i, axis=1)  # noqa: E731
+    at = lambda table, i: jnp.take_along_axis(table, i, axis=1)
     tile = jnp.arange(shape.places // shape.entries, dtype=jnp.int32)
     block = jax.vmap(lambda row: jnp.searchsorted(row, tile, side="right").astype(jnp.int32))(last_tile)
     used = block < num_blocks

@@ -94,7 +94,7 @@ def _rows(config, q, k, v, chosen, scores, place: QueryPlace) -> _Rows:
     bias = jnp.concatenate([jnp.zeros((*ids.shape[:2], config.sink_blocks)), fold(scores)], axis=-1)
     lower = jnp.maximum(place.first_block, place.block - config.local_blocks + 1) * config.block_size
     lower = jnp.where(place.exists, lower, place.position + 1)
-    per_head = lambda x: jnp.repeat(x, kv_heads, axis=0)  # noqa: E731
+    per_head = lambda x: jnp.repeat(x, kv_heads, axis=0)
     return _Rows(
         fold_queries(q, kv_heads), fold_keys(k), fold_keys(v),
         fold(split_blocks(k, config.block_size)), fold(split_blocks(v, config.block_size)),
@@ -135,7 +135,7 @@ def _attend_backward(config, gate, residuals, d_out):
     dq, dk, dv, d_bias, d_side = gathered_backward(
         rows.q, rows.k_blocks, rows.v_blocks, rows.ids, rows.bias, d_out, lse, delta, gated, sinks)
 
-    join = lambda x: x.reshape(x.shape[0], -1, x.shape[-1])[:, :length]  # noqa: E731
+    join = lambda x: x.reshape(x.shape[0], -1, x.shape[-1])[:, :length]
     dq = unfold_queries(local[0] + dq, batch).astype(q.dtype)
     dk = unfold_keys(local[1] + join(dk), batch).astype(k.dtype)
     dv = unfold_keys(local[2] + join(dv), batch).astype(v.dtype)

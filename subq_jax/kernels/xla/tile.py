@@ -31,7 +31,7 @@ def _over_features(weights, keys):
 
 def _over_rows(weights, rows):
     """[..., m, G, n] x [..., m, G, H] -> [..., n, H], with (m, G) as one axis: XLA contracts two axes slowly on CPU."""
-    join = lambda x: x.reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], x.shape[-1])  # noqa: E731
+    join = lambda x: x.reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], x.shape[-1])
     return _matmul("...rn,...rh->...nh", join(weights), join(rows))
 
 

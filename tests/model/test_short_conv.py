@@ -1,0 +1,20 @@
+"""The key convolution is the sum that its docstring states."""
+
+import jax
+import numpy as np
+
+from subq_jax.model.short_conv import ShortConvolution
+
+
+def test_each_output_is_the_weighted_sum_of_the_tokens_up_to_it():
+    layer = ShortConvolution(2, 3, 3, param_dtype="float32")
+    kernel = np.asarray(jax.random.normal(jax.random.key(0), (3, 2, 3)))
+    x = np.asarray(jax.random.normal(jax.random.key(1), (1, 7, 2, 3)))
+    layer.kernel[...] = kernel
+    segment_ids = np.array([[0, 0, 0, 0, 1, 1, 1]])
+    expected = np.zeros_like(x)
+    for t in range(7):
+        for back in range(3):
+            if t - back >= 0 and segment_ids[0, t - back] == segment_ids[0, t]:
+                expected[0, t] += kernel[back] * x[0, t - back]
+    np.testing.assert_allclose(layer(x, segment_ids=segment_ids), expected, atol=1e-6)
