@@ -237,7 +237,7 @@ class SelectiveAttention(CausalAttention):
 
     def __init__(self, num_heads, in_features, *args, selection: SelectionConfig | None = None, router_dim: int = 64,
                  gate: bool = True, implementation: str | None = None, rngs: nnx.Rngs, **options):
-        check_integer("router_dim", router_dim, 2)
+        check_integer("router_dim", router_dim, 1)
         super().__init__(num_heads, in_features, *args, rngs=rngs, **options)
         self.selection = SelectionConfig() if selection is None else selection
         self.router_dim, self.gate, self.implementation = router_dim, gate, implementation

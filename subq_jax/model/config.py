@@ -46,7 +46,7 @@ class DecoderConfig:
             value = getattr(self, field.name)
             if field.type is float and (type(value) not in (int, float) or not math.isfinite(value)):
                 raise ValueError(f"model.{field.name} must be finite, got {value!r}")
-            floor = {"sink_blocks": 0, "router_dim": 2}.get(field.name, 1)
+            floor = 0 if field.name == "sink_blocks" else 1
             if field.type is int and (type(value) is not int or value < floor):
                 raise ValueError(f"model.{field.name} must be an integer >= {floor}, got {value!r}")
         if self.num_heads % self.num_kv_heads:

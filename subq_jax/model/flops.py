@@ -108,7 +108,5 @@ def _projection_flops(config: DecoderConfig, kind: str) -> int:
     if config.key_conv_width > 1:
         flops += 2 * config.key_conv_width * config.num_kv_heads * config.head_dim
     if kind == "selective" and config.mechanism == "selective":
-        features = config.router_dim - 1  # the last channel is the shift: one product of the features with its center
-        flops += 2 * (config.num_heads + config.num_kv_heads) * config.head_dim * features
-        flops += 2 * config.num_kv_heads * features
+        flops += 2 * (config.num_heads + config.num_kv_heads) * config.head_dim * config.router_dim
     return flops

@@ -1,13 +1,14 @@
 """The router of selective attention: non-negative features of the attention's own queries and keys.
 
-    features(x) = softplus(x W)              router_k = [features(k), 1]
-    router_q    = [f, -f . center]           f = mean over the head group of features(q)
+    features(x) = softplus(x W)
+    router_q = mean over the head group of features(q)          router_k = features(k) - center
 
 `W` is shared by queries and keys, so that whatever attention has learned to match also scores high, from the first
-step on; the gate then sharpens it. Features are non-negative, so a max-pooled summary bounds every token of its block
-from above. The last channel is a learned shift: `center` starts at what the summary of a block of unrelated tokens is
-expected to be, so that an average block's gate is near 0 instead of far above every logit. It moves all candidates of
-a query equally and leaves their ranking alone. Measurements behind these choices: docs/selector.md.
+step on; the gate then sharpens it. Router queries are non-negative, so a max-pooled summary bounds every token of its
+block from above. The learned `center` starts at what the summary of a block of unrelated tokens is expected to be, so
+that an average block's gate is near 0 instead of far above every logit. It moves all candidates of a query equally and
+leaves their ranking alone. It is taken from the keys, where it keeps numbers small: as a channel of its own, one large
+number against the sum of the others, it cost half precision a third of a nat. Measurements: docs/selector.md.
 """
 
 import math
@@ -22,17 +23,17 @@ SHARPNESS = 3.0  # standard deviation of the pre-activations at the start: sharp
 
 
 class TiedRouter(nnx.Module):
-    """Maps attention queries and keys to router queries and keys of `router_dim` channels, the last one the shift."""
+    """Maps attention queries and keys to router queries and keys of `router_dim` channels."""
 
     def __init__(self, num_kv_heads: int, head_dim: int, router_dim: int, block_size: int, *, param_dtype,
                  rngs: nnx.Rngs):
         init = nnx.initializers.normal(SHARPNESS * head_dim**-0.5)
         logical = {"eager_sharding": False}  # names of this package, not of a mesh
         self.kernel = nnx.Param(
-            init(rngs.params(), (num_kv_heads, head_dim, router_dim - 1), param_dtype),
+            init(rngs.params(), (num_kv_heads, head_dim, router_dim), param_dtype),
             out_sharding=("heads", "head_dim", "router"), **logical)
         self.center = nnx.Param(
-            jnp.full((num_kv_heads, router_dim - 1), expected_summary(block_size), param_dtype),
+            jnp.full((num_kv_heads, router_dim), expected_summary(block_size), param_dtype),
             out_sharding=("heads", "router"), **logical)
 
     def __call__(self, q: Queries, k: Keys) -> tuple[RouterQueries, RouterKeys]:
@@ -40,11 +41,9 @@ class TiedRouter(nnx.Module):
         batch, length, heads, head_dim = q.shape
         kernel, center = self.kernel[...].astype(q.dtype), self.center[...].astype(q.dtype)
         groups = q.reshape(batch, length, k.shape[2], heads // k.shape[2], head_dim)
-        features_q = jax.nn.softplus(jnp.einsum("btkgh,khr->btkgr", groups, kernel)).mean(axis=3)
-        features_k = jax.nn.softplus(jnp.einsum("btkh,khr->btkr", k, kernel))
-        shift = -jnp.einsum("btkr,kr->btk", features_q, center)[..., None]
-        router_q = jnp.concatenate([features_q, shift], axis=-1)
-        return router_q, jnp.concatenate([features_k, jnp.ones_like(shift)], axis=-1)
+        router_q = jax.nn.softplus(jnp.einsum("btkgh,khr->btkgr", groups, kernel)).mean(axis=3)
+        router_k = jax.nn.softplus(jnp.einsum("btkh,khr->btkr", k, kernel)) - center[None, None]
+        return router_q, router_k
 
 
 def expected_summary(block_size: int) -> float:

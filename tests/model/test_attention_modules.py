@@ -142,8 +142,8 @@ def test_options_that_are_not_causal_self_attention_are_refused(name, options, m
 def test_options_of_one_class_are_checked():
     with pytest.raises(ValueError, match="window must be an integer >= 1, got 0"):
         build("sliding_window", window=0)
-    with pytest.raises(ValueError, match="router_dim must be an integer >= 2, got 1"):
-        build("selective", router_dim=1)
+    with pytest.raises(ValueError, match="router_dim must be an integer >= 1, got 0"):
+        build("selective", router_dim=0)
     with pytest.raises(TypeError, match="dense_selection"):
         build("dense")(activations(1), dense_selection=True)
 

@@ -150,11 +150,6 @@ def test_a_wrong_shape_is_refused_before_any_parameter_is_made(changes, message)
         DecoderConfig(**SHAPE | changes)
 
 
-def test_the_router_needs_a_feature_and_a_shift():
-    with pytest.raises(ValueError, match="router_dim must be an integer >= 2, got 1"):
-        Decoder(DecoderConfig(**SHAPE | {"router_dim": 1}), rngs=nnx.Rngs(0))
-
-
 def test_a_mapping_makes_a_config_and_unknown_fields_are_named():
     config = DecoderConfig.from_mapping(SHAPE | {"layer_pattern": ["local", "local", "selective"], "num_layers": 5})
     assert config.layer_kinds == ("local", "local", "selective", "local", "local")

@@ -65,8 +65,7 @@ def test_parts_equal_a_count_layer_by_layer(mechanism, length):
             projections += matmul(length, config.width, columns)
         projections += matmul(length, config.key_conv_width, 2 * 8)  # the keys' short convolution
         if kind == "selective" and mechanism == "selective":
-            projections += matmul(length * (4 + 2), 8, 2)  # two features of each query and key head
-            projections += matmul(length * 2, 2, 1)  # the shift
+            projections += matmul(length * (4 + 2), 8, 3)  # three features of each query and key head
             selection += matmul(candidates(config, length).sum(), 3, 2) + length * 2 * 3
         if kind == "selective" and mechanism == "block_mean":
             selection += matmul(candidates(config, length).sum(), 8, 2) + length * (4 + 2) * 8

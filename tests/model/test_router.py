@@ -1,13 +1,16 @@
 """The router's features are what its docstring promises."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from subq_jax.model.router import TiedRouter
+from subq_jax.selection.choose import block_scores
+from subq_jax.selection.summaries import block_summaries
 
 
-def test_features_are_nonnegative_and_the_last_channel_shifts():
+def test_features_are_nonnegative_and_centred_on_the_key_side():
     router = TiedRouter(2, 8, 6, 4, param_dtype="float32", rngs=nnx.Rngs(0))
     q, k = (np.asarray(jax.random.normal(jax.random.key(i), (1, 5, n, 8))) for i, n in ((0, 4), (1, 2)))
     router_q, router_k = (np.asarray(x) for x in router(q, k))
@@ -15,7 +18,20 @@ def test_features_are_nonnegative_and_the_last_channel_shifts():
     features = lambda x, head: np.log1p(np.exp(x @ kernel[head]))
     for head in range(2):
         mean = (features(q[:, :, 2 * head], head) + features(q[:, :, 2 * head + 1], head)) / 2
-        np.testing.assert_allclose(router_q[:, :, head, :-1], mean, rtol=1e-5)
-        np.testing.assert_allclose(router_q[:, :, head, -1], -mean @ center[head], rtol=1e-5)
-        np.testing.assert_allclose(router_k[:, :, head, :-1], features(k[:, :, head], head), rtol=1e-5)
-    assert (router_q[..., :-1] >= 0).all() and (router_k[..., -1] == 1).all()
+        np.testing.assert_allclose(router_q[:, :, head], mean, rtol=1e-5)
+        np.testing.assert_allclose(router_k[:, :, head], features(k[:, :, head], head) - center[head], atol=1e-5)
+    assert (router_q >= 0).all()
+
+
+def test_an_untrained_gate_is_moderate_and_survives_half_precision():
+    """What the center is for, at the size of a real head: blocks of 64 unrelated tokens."""
+    q, k = (jax.random.normal(jax.random.key(i), (1, 64 * 20, 1, 64)) for i in range(2))
+    router = TiedRouter(1, 64, 64, 64, param_dtype="float32", rngs=nnx.Rngs(0))
+
+    def gates(dtype):
+        router_q, router_k = router(q.astype(dtype), k.astype(dtype))
+        return np.asarray(block_scores(router_q, block_summaries(router_k, 64, "max")))
+
+    exact, half = gates(jnp.float32), gates(jnp.bfloat16)
+    assert abs(exact.mean()) < 10 and exact.std() < 10
+    assert np.abs((half - exact).mean(axis=-1)).max() < 0.15, "a bias common to all of a query's blocks"

@@ -35,7 +35,7 @@ def test_a_section_that_nobody_reads_is_refused(tiny_config):
         ("model.num_kv_heads", 4, "num_heads must be a multiple of num_kv_heads=4, got 2"),
         ("model.vocab_size", 100, "model.vocab_size must be >= the data's 128, or 0 to take it, got 100"),
         ("data.num_pairs", 30, "length must be at least 64 for 30 pairs and 2 questions"),
-        ("model.router_dim", 1, "model.router_dim must be an integer >= 2, got 1"),
+        ("model.router_dim", 0, "model.router_dim must be an integer >= 1, got 0"),
         ("model.param_dtype", "float16", "param_dtype must be one of .*'bfloat16'.*, got 'float16'"),
         ("seed", 2**70, r"seed must be an integer in \[0, 2\*\*31\), got"),
         ("seed", -1, r"seed must be an integer in \[0, 2\*\*31\), got -1"),
