@@ -67,8 +67,9 @@ def locate(q, k, q_offset, kv_length, segment_ids, block_size: int) -> tuple[Que
     """
     (batch, queries), length = q.shape[:2], k.shape[1]
     check_segment_ids(segment_ids, batch, length, block_size)
-    offset = check_q_offset(q_offset, kv_length, batch, queries, length)
-    present = present_keys(check_kv_length(kv_length, batch, length), length, segment_ids)
+    existing = check_kv_length(kv_length, batch, length)
+    offset = check_q_offset(q_offset, kv_length, existing, queries, length)
+    present = present_keys(existing, length, segment_ids)
     return place_queries(offset, queries, segment_ids, block_size), present
 
 
@@ -83,14 +84,16 @@ def check_kv_length(kv_length, batch: int, length: int) -> jax.Array:
     return result
 
 
-def check_q_offset(q_offset, kv_length, batch: int, queries: int, length: int) -> jax.Array:
-    """`q_offset` as int32 [B]; default `kv_length - T`. Concrete values must keep every query inside the keys."""
-    present = check_kv_length(kv_length, batch, length)
+def check_q_offset(q_offset, kv_length, existing: jax.Array, queries: int, length: int) -> jax.Array:
+    """`q_offset` as int32 [B]; default `kv_length - T`. Concrete values must keep every query inside the keys.
+
+    `existing` is the checked `kv_length`, int32 [B].
+    """
     limit = np.int64(length) if kv_length is None else concrete(kv_length)
     if q_offset is None:
-        values, result = None if limit is None else limit - queries, present - queries
+        values, result = None if limit is None else limit - queries, existing - queries
     else:
-        result, values = per_sequence("q_offset", q_offset, batch), concrete(q_offset)
+        result, values = per_sequence("q_offset", q_offset, existing.shape[0]), concrete(q_offset)
     if values is not None and np.any(values < 0):
         raise ValueError(f"q_offset must be >= 0, got {values.tolist()} for {queries} queries")
     if values is not None and limit is not None and np.any(values > limit - queries):

@@ -16,25 +16,21 @@ def matmul_precision(dtype) -> jax.lax.Precision | None:
 
 def block_scores(router_q: RouterQueries, summaries: Summaries) -> Scores:
     """`router_q . summary / sqrt(R)` of every query and block, accumulated in float32: [B, K, T, NB]."""
-    dtype = jnp.promote_types(router_q.dtype, summaries.dtype)
-    scores = jnp.einsum(
-        "btkr,bknr->bktn",
-        router_q.astype(dtype),
-        summaries.astype(dtype),
-        precision=matmul_precision(dtype),
-        preferred_element_type=jnp.float32,
-    )
-    return scores * score_scale(router_q.shape[-1])
+    return _scaled_products("btkr,bknr->bktn", router_q, summaries)
 
 
 def scores_of(router_q: RouterQueries, summaries: Summaries, ids: Selection) -> Scores:
     """The scores [B, K, T, C] of the listed blocks [B, K, T, C] alone; out-of-range ids score as the nearest block."""
-    dtype = jnp.promote_types(router_q.dtype, summaries.dtype)
     listed = jax.vmap(jax.vmap(lambda table, ids: jnp.take(table, ids, axis=0, mode="clip")))(summaries, ids)
+    return _scaled_products("btkr,bktcr->bktc", router_q, listed)
+
+
+def _scaled_products(pattern: str, router_q, summaries) -> Scores:
+    dtype = jnp.promote_types(router_q.dtype, summaries.dtype)
     scores = jnp.einsum(
-        "btkr,bktcr->bktc",
+        pattern,
         router_q.astype(dtype),
-        listed.astype(dtype),
+        summaries.astype(dtype),
         precision=matmul_precision(dtype),
         preferred_element_type=jnp.float32,
     )

@@ -51,7 +51,7 @@ def build_tree(router_k: RouterKeys, config: SelectionConfig) -> SummaryTree:
     """
     levels = [block_summaries(router_k, config.block_size, config.pooling)]
     for fanout in config.fanouts:
-        levels.append(_parents(levels[-1], fanout, config.pooling))
+        levels.append(block_summaries(levels[-1].swapaxes(1, 2), fanout, config.pooling))
     return SummaryTree(tuple(levels))
 
 
@@ -89,13 +89,6 @@ def _renew(old, children, start, count, fanout, pooling):
     below = jax.lax.dynamic_slice_in_dim(children, start * fanout, count * fanout, axis=1)
     new = pool(below.reshape(below.shape[0], count, fanout, below.shape[2]), pooling)
     return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
-
-
-def _parents(children: Summaries, fanout: int, pooling: str) -> Summaries:
-    batch, heads, count, width = children.shape
-    nodes = num_key_blocks(count, fanout)
-    padded = jnp.pad(children, ((0, 0), (0, 0), (0, nodes * fanout - count), (0, 0)))
-    return pool(padded.reshape(batch, heads, nodes, fanout, width), pooling)
 
 
 def clear_incomplete_nodes(tree: SummaryTree, kv_length: PerSequence, config: SelectionConfig) -> SummaryTree:
