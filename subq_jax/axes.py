@@ -10,6 +10,12 @@ Every public signature and docstring of this package uses these letters:
     G   query heads per KV head (N = K * G; query head n belongs to KV head n // G)
     H   head dimension               NB  blocks of the keys, ceil(S / c)
 
+Inside kernels also:
+
+    X   rows of a kernel, B * K      m   query tokens of a tile
+    J   blocks listed for a query    E   (query, block) entries of a tile
+    W   tiles of a step              P   places of all tiles together
+
 The aliases carry shapes for the reader and for jaxtyping's run-time checkers. On an accelerator image without
 jaxtyping they fall back to `jax.Array`, so that attention, selection, kernels and model need jax and flax only.
 """
@@ -28,11 +34,12 @@ try:
     Summaries = Float[jax.Array, "B K NB R"]
     Scores = Float[jax.Array, "B K T NB"]
     Selection = Int[jax.Array, "B T K M"]
+    ChosenBlocks = Int[jax.Array, "B K T M"]  # a selection in the order of scores
     SegmentIds = Int[jax.Array, "B S"]
     PerSequence = Int[jax.Array, "B"]
-    Activations = Float[jax.Array, "B T D"]
+    Activations = Float[jax.Array, "... T D"]
     Tokens = Int[jax.Array, "B T"]
     Logits = Float[jax.Array, "B T V"]
 except ImportError:
     Queries = Keys = Values = Outputs = RouterQueries = RouterKeys = Summaries = Scores = jax.Array
-    Selection = SegmentIds = PerSequence = Activations = Tokens = Logits = jax.Array
+    Selection = ChosenBlocks = SegmentIds = PerSequence = Activations = Tokens = Logits = jax.Array

@@ -34,7 +34,7 @@ def selective_attention(
     `sink_blocks` blocks, in its own and the `local_blocks - 1` blocks before it, and in the `num_blocks` blocks of
     highest `score(p, b) = router_q[p] . summary[b] / sqrt(R)` among the complete past blocks in between. With `gate`
     the score of a selected block is added to the logits of its tokens, which carries the gradient to the router.
-    The choice itself is constant under differentiation.
+    The choice itself is constant under differentiation. `"xla"` has its own backward pass: reverse mode, once.
 
     Args:
       q: queries [B, T, N, H]; query head n belongs to KV head n // (N // K).
@@ -65,6 +65,7 @@ def selective_attention(
     """
     checks.check_selective_arrays(q, k, v, router_q, router_k, config)
     checks.check_tree(tree, router_k, config)
+    checks.check_gate(gate)
     checks.check_selection(selection, (*q.shape[:2], k.shape[2], config.num_blocks))
     name = "xla" if implementation is None else implementation
     if name not in IMPLEMENTATIONS:

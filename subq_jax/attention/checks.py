@@ -1,4 +1,4 @@
-"""Refusals of `selective_attention`: each wrong argument is named before any compute."""
+"""Refusals of the attention functions: each wrong argument is named before any compute."""
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,8 @@ def check_float_arrays(arrays: dict) -> None:
         if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.floating):
             found = getattr(array, "dtype", type(array).__name__)
             raise TypeError(f"{name} must be a floating-point array, got {found}")
+        if jnp.dtype(array.dtype).itemsize not in (2, 4):
+            raise TypeError(f"{name} must be bfloat16, float16 or float32, got {array.dtype}")
         if array.ndim != 4:
             raise ValueError(f"{name} must have 4 axes (batch, token, head, feature), got shape {array.shape}")
         if 0 in array.shape:
@@ -132,6 +134,12 @@ def check_selection(selection, shape: tuple[int, int, int, int]) -> None:
     """Checks shape and dtype of a selection given by the caller."""
     if selection is not None:
         check_integers("selection", selection, shape, "[B, T, K, M]")
+
+
+def check_gate(gate) -> None:
+    """Raises TypeError unless `gate` is a bool: it decides what is compiled."""
+    if not isinstance(gate, bool | np.bool_):
+        raise TypeError(f"gate must be a bool, got {type(gate).__name__}")
 
 
 def check_tree(tree, router_k, config: SelectionConfig) -> None:

@@ -1,18 +1,13 @@
 """Full causal attention: the arm that every other one is compared with."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from subq_jax.attention import checks
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, SegmentIds, Values
-from subq_jax.kernels.xla.layout import fold_keys, fold_queries, map_query_chunks, unfold_queries
-from subq_jax.kernels.xla.tile import tile_forward
+from subq_jax.kernels.xla.dense import whole_attention
 from subq_jax.selection.visibility import clear_absent_keys, clear_padding_rows
 
-CHUNK_ELEMENTS = 2 << 20  # float32 logits held at a time, where that leaves MIN_ROWS queries a chunk
-MIN_ROWS = 16
 STRIPS = 8  # a query strip reads only the keys up to its end, which saves nearly half of the square
 
 
@@ -27,8 +22,8 @@ def dense_attention(
     """Exact causal attention over every past position of the query's document.
 
     Runs cuDNN's flash attention for whole causal sequences in bf16 or fp16 on a GPU, if H is a multiple of 8 and at
-    most 128, and elsewhere plain XLA over
-    chunks of queries, recomputed in the backward pass, so that memory stays linear in the length.
+    most 128, and elsewhere plain XLA over chunks of queries, recomputed in the backward pass, so that memory stays
+    linear in the length.
 
     Args:
       q: queries [B, T, N, H].
@@ -59,23 +54,6 @@ def dense_attention(
         stop = min(start + strip, queries)
         seen = stop if whole else length
         rows = jax.tree.map(lambda x, a=start, b=stop: x[:, a:b], (q, place))
-        outs.append(_attend(*rows, k[:, :seen], v[:, :seen]))
+        outs.append(whole_attention(*rows, k[:, :seen], v[:, :seen]))
     return jnp.concatenate(outs, axis=1)
 
-
-def _attend(q, place, k, v):
-    """Attention of the rows `q` at `place` over all of `k`, a chunk of queries at a time."""
-    batch, kv_heads = q.shape[0], k.shape[2]
-    k, v = fold_keys(k), fold_keys(v)
-    key = jnp.arange(k.shape[1])[None, None]
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def chunk(args):
-        q, place = args
-        visible = (key >= place.first_position[..., None]) & (key <= place.position[..., None])
-        visible = jnp.repeat(visible & place.exists[..., None], kv_heads, axis=0)[:, :, None]
-        out, _ = tile_forward(fold_queries(q, kv_heads), k, v, 0.0, visible)
-        return unfold_queries(out, batch).astype(q.dtype)
-
-    rows = max(MIN_ROWS, CHUNK_ELEMENTS // (batch * q.shape[2] * k.shape[1]))
-    return map_query_chunks(chunk, (q, place), rows)

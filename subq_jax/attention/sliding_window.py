@@ -1,16 +1,13 @@
 """Attention to the most recent positions only: the arm that forgets, and the model's local layers."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 
 from subq_jax.attention import checks
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, SegmentIds, Values
-from subq_jax.kernels.xla.banded import banded_backward, banded_forward
-from subq_jax.kernels.xla.layout import fold_keys, fold_queries, unfold_queries
+from subq_jax.kernels.xla.banded import banded_attention
+from subq_jax.kernels.xla.layout import fold_keys, fold_queries, repeat_heads, unfold_queries
 from subq_jax.selection.config import check_integer
-from subq_jax.selection.visibility import clear_absent_keys, clear_padding_rows
+from subq_jax.selection.visibility import clear_absent_keys, clear_padding_rows, nothing_for_padding
 
 
 def sliding_window_attention(
@@ -48,29 +45,8 @@ def sliding_window_attention(
     window = min(window, length)  # work and memory grow with the window
     first_key = checks.per_sequence("first_key", first_key, batch)[:, None]
     lower = jnp.maximum(jnp.maximum(place.first_position, first_key), place.position - window + 1)
-    lower = jnp.where(place.exists, lower, place.position + 1)
-    lower, position = (jnp.repeat(x, kv_heads, axis=0) for x in (lower, place.position))
+    lower, position = (repeat_heads(x, kv_heads) for x in (nothing_for_padding(lower, place), place.position))
     q, k, v = clear_padding_rows(q, place), clear_absent_keys(k, present), clear_absent_keys(v, present)
-    out = _attend(window - 1, fold_queries(q, kv_heads), fold_keys(k), fold_keys(v), lower, position)
+    out = banded_attention(window - 1, fold_queries(q, kv_heads), fold_keys(k), fold_keys(v), lower, position)
     return unfold_queries(out, batch)
 
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(reach, q, k, v, lower, position):
-    return _attend_forward(reach, q, k, v, lower, position)[0]
-
-
-def _attend_forward(reach, q, k, v, lower, position):
-    out, lse = banded_forward(q, k, v, lower, position, reach)
-    out = out.astype(q.dtype)
-    return out, (q, k, v, lower, position, out, lse)
-
-
-def _attend_backward(reach, residuals, d_out):
-    q, k, v, lower, position, out, lse = residuals
-    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)
-    grads = banded_backward(q, k, v, lower, position, reach, d_out, lse, delta)
-    return *(g.astype(x.dtype) for g, x in zip(grads, (q, k, v), strict=True)), None, None
-
-
-_attend.defvjp(_attend_forward, _attend_backward)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from subq_jax.axes import RouterQueries, Scores, Selection, Summaries
+from subq_jax.axes import ChosenBlocks, RouterQueries, Scores, Summaries
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.summaries import score_scale
 from subq_jax.selection.visibility import QueryPlace, is_candidate
@@ -19,7 +19,7 @@ def block_scores(router_q: RouterQueries, summaries: Summaries) -> Scores:
     return _scaled_products("btkr,bknr->bktn", router_q, summaries)
 
 
-def scores_of(router_q: RouterQueries, summaries: Summaries, ids: Selection) -> Scores:
+def scores_of(router_q: RouterQueries, summaries: Summaries, ids: ChosenBlocks) -> Scores:
     """The scores [B, K, T, C] of the listed blocks [B, K, T, C] alone; out-of-range ids score as the nearest block."""
     listed = jax.vmap(jax.vmap(lambda table, ids: jnp.take(table, ids, axis=0, mode="clip")))(summaries, ids)
     return _scaled_products("btkr,bktcr->bktc", router_q, listed)
@@ -37,7 +37,12 @@ def _scaled_products(pattern: str, router_q, summaries) -> Scores:
     return scores * score_scale(router_q.shape[-1])
 
 
-def choose_blocks(scores: Scores, place: QueryPlace, config: SelectionConfig, reached=None) -> Selection:
+def rank_among(allowed, scores: Scores) -> Scores:
+    """Scores to sort by: -inf for what is not `allowed`, and above it every score that is, even one that overflowed."""
+    return jnp.where(allowed, jnp.maximum(scores, jnp.finfo(jnp.float32).min), -jnp.inf)
+
+
+def choose_blocks(scores: Scores, place: QueryPlace, config: SelectionConfig, reached=None) -> ChosenBlocks:
     """The `num_blocks` candidates of highest score, ties to the lower index.
 
     Args:
@@ -56,12 +61,14 @@ def choose_blocks(scores: Scores, place: QueryPlace, config: SelectionConfig, re
     if config.num_blocks >= num_blocks:  # the dense warm-up: every candidate is chosen
         every = jnp.where(candidate, block[None], num_blocks)
         return ascending(jnp.broadcast_to(every, scores.shape), num_blocks, config.num_blocks)
-    _, best = jax.lax.top_k(jnp.where(candidate, scores, -jnp.inf), config.num_blocks)
+    _, best = jax.lax.top_k(rank_among(candidate, scores), config.num_blocks)
     chosen = jnp.take_along_axis(jnp.broadcast_to(candidate, scores.shape), best, axis=-1)
     return ascending(jnp.where(chosen, best, num_blocks), num_blocks, config.num_blocks)
 
 
-def admit_selection(selection: Selection, place: QueryPlace, config: SelectionConfig, num_blocks: int) -> Selection:
+def admit_selection(
+    selection: ChosenBlocks, place: QueryPlace, config: SelectionConfig, num_blocks: int
+) -> ChosenBlocks:
     """A selection given from outside, cleaned: ids that are not candidates of their query, and repeats, become -1.
 
     Takes and returns int32 [B, K, T, M]; so a foreign selection can neither leak the future nor count a block twice.
@@ -72,7 +79,7 @@ def admit_selection(selection: Selection, place: QueryPlace, config: SelectionCo
     return ascending(jnp.where(repeat, num_blocks, ids), num_blocks, config.num_blocks)
 
 
-def ascending(ids, none: int, width: int) -> Selection:
+def ascending(ids, none: int, width: int) -> ChosenBlocks:
     """Sorts ids, marks `none` as -1 at the end, and pads the last axis to `width`."""
     ids = jnp.sort(ids.astype(jnp.int32), axis=-1)
     ids = jnp.where(ids == none, -1, ids)

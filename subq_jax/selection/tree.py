@@ -18,8 +18,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from subq_jax.axes import PerSequence, RouterKeys, RouterQueries, Scores, Selection, Summaries
-from subq_jax.selection.choose import ascending, block_scores, scores_of
+from subq_jax.axes import ChosenBlocks, PerSequence, RouterKeys, RouterQueries, Scores, Summaries
+from subq_jax.selection.choose import block_scores, rank_among, scores_of
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.summaries import block_summaries, num_key_blocks, pool
 from subq_jax.selection.visibility import QueryPlace, candidate_range
@@ -34,7 +34,7 @@ class SummaryTree(NamedTuple):
 class TreeChoice(NamedTuple):
     """What a search found: block ids [B, K, T, M] ascending, then -1; their scores; bool [B, K, T]."""
 
-    chosen: Selection
+    chosen: ChosenBlocks
     scores: Scores
     certified: jax.Array
 
@@ -143,13 +143,13 @@ def search_tree(
 
     candidate = _per_head(is_full, node, 0, place, config)
     width = min(config.num_blocks, node.shape[-1])
-    best_scores, best = jax.lax.top_k(jnp.where(candidate, scores, -jnp.inf), width)
+    best_scores, best = jax.lax.top_k(rank_among(candidate, scores), width)
     real = jnp.take_along_axis(candidate, best, axis=-1)
     ids = jnp.where(real, jnp.take_along_axis(node, best, axis=-1), top)
-    chosen = ascending(ids, top, config.num_blocks)
-    order = jnp.argsort(ids, axis=-1)
-    found = jnp.take_along_axis(jnp.where(real, best_scores, 0.0), order, axis=-1)
-    found = jnp.pad(found, [(0, 0)] * 3 + [(0, config.num_blocks - width)])
+    ids, found = jax.lax.sort((ids, jnp.where(real, best_scores, 0.0)), num_keys=1)
+    pad = [(0, 0)] * 3 + [(0, config.num_blocks - width)]
+    chosen = jnp.pad(jnp.where(ids == top, -1, ids), pad, constant_values=-1)
+    found = jnp.pad(found, pad)
     worst = jnp.where(real, best_scores, jnp.inf).min(axis=-1)
     certified = pruned == -jnp.inf
     if config.pooling == "max":
@@ -160,7 +160,7 @@ def search_tree(
 def _keep_best(node, scores, level, place, config):
     """The ids of the best full nodes, -1 where there are fewer, and the best score among the full nodes left out."""
     full = _per_head(is_full, node, level, place, config)
-    scores = jnp.where(full, scores, -jnp.inf)
+    scores = rank_among(full, scores)
     width = min(config.beam_width, node.shape[-1])
     more = min(width + 1, node.shape[-1])
     best_scores, best = jax.lax.top_k(scores, more)

@@ -74,6 +74,11 @@ def clear_padding_rows(x, place: QueryPlace):
     return jnp.where(place.exists[..., None, None], x, 0)
 
 
+def nothing_for_padding(lower, place: QueryPlace):
+    """First visible positions [B, T], moved behind the row's own position where it is padding and sees nothing."""
+    return jnp.where(place.exists, lower, place.position + 1)
+
+
 def present_keys(kv_length: PerSequence, length: int, segment_ids: SegmentIds | None):
     """Which of `length` positions hold a key, bool [B, S]: those before `kv_length` that are not padding."""
     present = jnp.arange(length)[None] < kv_length[:, None]

@@ -7,6 +7,7 @@ import pytest
 from problems import arrays
 
 from subq_jax import SelectionConfig, SummaryTree, selective_attention
+from subq_jax.attention.api import IMPLEMENTATIONS
 
 NAMES = ("q", "k", "v", "router_q", "router_k")
 CONFIG = SelectionConfig(block_size=4, num_blocks=2, local_blocks=1, sink_blocks=1)
@@ -31,6 +32,8 @@ def like(name, dtype=jnp.float32, **axes):
     (lambda name: VALUES[name][0], ValueError, "must have 4 axes"),
     (lambda name: like(name, jnp.int32), TypeError, "must be a floating-point array, got int32"),
     (lambda name: like(name, jnp.complex64), TypeError, "must be a floating-point array, got complex64"),
+    (lambda name: np.zeros(VALUES[name].shape), TypeError, "must be bfloat16, float16 or float32, got float64"),
+    (lambda name: like(name, jnp.float8_e4m3fn), TypeError, "must be bfloat16, float16 or float32, got float8_e4m3fn"),
     (lambda name: VALUES[name].tolist(), TypeError, "must be a floating-point array, got list"),
     (lambda name: None, TypeError, "must be a floating-point array, got NoneType"),
     *((lambda name, axis=axis: like(name, **{f"axis_{axis}": 0}), ValueError, "must not have an empty axis")
@@ -55,7 +58,6 @@ def test_what_is_no_array_of_four_axes_is_named(name, wrong, error, message):
     ({"k": like("k", jnp.bfloat16)}, "k must have q's dtype float32, got bfloat16"),
     ({"v": like("v", jnp.float16)}, "v must have q's dtype float32, got float16"),
     ({"router_k": like("router_k", jnp.bfloat16)}, "router_k must have router_q's dtype float32, got bfloat16"),
-    ({"q": np.zeros(VALUES["q"].shape)}, "k must have q's dtype float64, got float32"),
 ])
 def test_arrays_that_do_not_fit_together_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
@@ -63,6 +65,7 @@ def test_arrays_that_do_not_fit_together_are_named(changes, message):
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), [
+    ({"gate": "no"}, TypeError, "gate must be a bool, got str"),
     ({"q_offset": -1}, ValueError, "q_offset must be >= 0, got -1"),
     ({"q_offset": 15}, ValueError, r"q_offset \+ T must be <= the number of keys 20, got 15 \+ 6"),
     ({"q_offset": 2**63 - 1}, ValueError, r"q_offset \+ T must be <= the number of keys 20"),
@@ -141,7 +144,7 @@ def run(name, **where):
     return selective_attention(*VALUES.values(), CONFIG, implementation=name, return_selection=True, **where)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_traced_places_are_trusted_and_give_the_same_result(implementation):
     offset, present = jnp.array([2, 11], jnp.int32), jnp.array([9, 20], jnp.int32)
     ids = jnp.array([[0] * 12 + [1] * 8, [0] * 20])
@@ -161,7 +164,7 @@ def test_an_int_and_an_array_say_the_same():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_numpy_inputs_are_accepted(implementation):
     expected, ids = jax.jit(lambda: run(implementation))()
     arguments = [np.asarray(x) for x in VALUES.values()]

@@ -114,8 +114,8 @@ def test_a_window_sees_no_key_before_the_first_one():
 
 
 def test_dense_beyond_a_thousand_queries_reads_in_strips(monkeypatch):
-    values, rows, attend = arrays(1, 1100, 1100, group=1, head_dim=4), [], dense_file._attend
-    monkeypatch.setattr(dense_file, "_attend", lambda q, *rest: (rows.append(q.shape[1]), attend(q, *rest))[1])
+    values, rows, attend = arrays(1, 1100, 1100, group=1, head_dim=4), [], dense_file.whole_attention
+    monkeypatch.setattr(dense_file, "whole_attention", lambda q, *rest: (rows.append(q.shape[1]), attend(q, *rest))[1])
     cotangent = jax.random.normal(jax.random.key(9), values[0].shape)
     compare_with(dense_attention, values, np.tril(np.ones((1, 1100, 1100), bool)), cotangent)
     assert len(rows) == dense_file.STRIPS
@@ -123,8 +123,8 @@ def test_dense_beyond_a_thousand_queries_reads_in_strips(monkeypatch):
 
 
 def test_dense_in_many_chunks_is_a_masked_softmax(monkeypatch):
-    monkeypatch.setattr(dense_file, "CHUNK_ELEMENTS", 1)
-    monkeypatch.setattr(dense_file, "MIN_ROWS", 8)
+    monkeypatch.setattr("subq_jax.kernels.xla.dense.CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr("subq_jax.kernels.xla.dense.MIN_ROWS", 8)
     compare(dense_attention, arrays(2, 50, 50), HUGE)
 
 

@@ -9,6 +9,7 @@ from problems import arrays, attention_by_definition, problems, value_and_grads
 
 from subq_jax import SelectionConfig, selective_attention
 from subq_jax.attention import dense_attention
+from subq_jax.attention.api import IMPLEMENTATIONS
 from subq_jax.kernels.xla import gathered
 from subq_jax.selection.choose import block_scores
 from subq_jax.selection.summaries import block_summaries
@@ -62,7 +63,7 @@ def assert_equally_good(selection, expected, values, config):
     assert (np.diff(ids, axis=-1)[real[..., 1:]] > 0).all(), "ids ascend"
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_everything_selected_without_gate_is_dense_attention(implementation):
     values = arrays(0, 2, 70, 70, 2, 2)
     config = SelectionConfig(block_size=8, num_blocks=9, local_blocks=1, sink_blocks=1)
@@ -70,7 +71,7 @@ def test_everything_selected_without_gate_is_dense_attention(implementation):
     np.testing.assert_allclose(out, dense_attention(*values[:3]), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 @pytest.mark.parametrize("position", [0, 7, 8, 21, 38])
 def test_the_future_changes_nothing(implementation, position):
     values = arrays(1, 1, 40, 40, 1, 2)
@@ -90,7 +91,7 @@ def test_the_future_changes_nothing(implementation, position):
     assert grads[2][:, : position + 1].any()
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_ties_go_to_the_lower_index(implementation):
     q, k, v, router_q, router_k = arrays(3, 1, 48, 48, 1, 1)
     equal = jnp.ones_like(router_k)
@@ -105,7 +106,7 @@ def test_ties_go_to_the_lower_index(implementation):
     np.testing.assert_array_equal(selection[0, 47, 0], [1, 2, 5])
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_max_pooling_credits_the_first_maximal_token(implementation):
     q, k, v, router_q, router_k = arrays(4, 1, 12, 12, 1, 1)
     router_k = jnp.round(router_k)  # many ties inside a block
@@ -140,7 +141,7 @@ def test_many_chunks_and_steps_give_the_same_result(monkeypatch):
         np.testing.assert_allclose(a, b, atol=2e-5 * max(1, float(jnp.abs(jnp.asarray(a)).max())), rtol=0)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_absent_keys_are_never_read(implementation):
     values = arrays(7, 2, 5, 40, 1, 2)
     config = SelectionConfig(block_size=4, num_blocks=2, local_blocks=1, sink_blocks=1)
@@ -153,7 +154,7 @@ def test_absent_keys_are_never_read(implementation):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_padding_may_hold_anything(implementation):
     values = arrays(10, 1, 24, 24, 1, 2)
     config = SelectionConfig(block_size=4, num_blocks=2, local_blocks=1, sink_blocks=1)
@@ -177,7 +178,7 @@ def test_every_product_is_taken_at_full_precision():
     assert "scatter-add" not in jaxpr, "its order of summation is not fixed on GPUs"
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_a_foreign_selection_cannot_leak_or_count_twice(implementation):
     values = arrays(8, 1, 32, 32, 1, 2)
     config = SelectionConfig(block_size=4, num_blocks=4, local_blocks=1, sink_blocks=1)

@@ -13,10 +13,13 @@ Shapes: q [X, T, G, H], k and v [X, S, H], X = B * K; `lower` and `position` int
 `lower <= j <= position`, and nothing where `lower > position`. Memory is linear in T.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from subq_jax.kernels.xla.tile import tile_backward, tile_forward
+from subq_jax.kernels.xla.layout import join_rows, split_rows
+from subq_jax.kernels.xla.tile import row_delta, tile_backward, tile_forward
 
 MIN_ROWS, MAX_ROWS = 64, 512  # query tokens of a tile: a quarter of the reach, so that windows hold the keys ~5 times
 CHUNK_ELEMENTS = 4 << 20  # float32 logits held at a time
@@ -28,21 +31,10 @@ class Bands:
     def __init__(self, num_queries: int, num_keys: int, reach: int, offset):
         self.rows = min(num_queries, max(MIN_ROWS, min(MAX_ROWS, -(-reach // (4 * MIN_ROWS)) * MIN_ROWS)))
         self.tiles = -(-num_queries // self.rows)
-        self.num_queries, self.num_keys, self.offset = num_queries, num_keys, offset
+        self.num_keys, self.offset = num_keys, offset
         self.reach = reach if self.tiles == 1 else -(-reach // self.rows) * self.rows
         self.window = self.reach + self.rows
         self.span = self.reach + self.tiles * self.rows  # keys of all windows together
-
-    def split_queries(self, x, fill=0):
-        """[X, T, ...] -> [tiles, X, m, ...]."""
-        pad = [(0, 0), (0, self.tiles * self.rows - self.num_queries)] + [(0, 0)] * (x.ndim - 2)
-        x = jnp.pad(x, pad, constant_values=fill)
-        return jnp.moveaxis(x.reshape(x.shape[0], self.tiles, self.rows, *x.shape[2:]), 1, 0)
-
-    def join_queries(self, x):
-        """[tiles, X, m, ...] -> [X, T, ...]."""
-        x = jnp.moveaxis(x, 0, 1)
-        return x.reshape(x.shape[0], -1, *x.shape[3:])[:, : self.num_queries]
 
     def split_keys(self, x):
         """[X, S, H] -> windows [tiles, X, window, H]."""
@@ -83,6 +75,27 @@ class Bands:
         return max(1, CHUNK_ELEMENTS // (q.shape[0] * q.shape[2] * self.rows * self.window))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def banded_attention(reach: int, q, k, v, lower, position):
+    """Attention to the window alone, [X, T, G, H] in `q`'s dtype; differentiable in q, k and v."""
+    return _attend_forward(reach, q, k, v, lower, position)[0]
+
+
+def _attend_forward(reach, q, k, v, lower, position):
+    out, lse = banded_forward(q, k, v, lower, position, reach)
+    out = out.astype(q.dtype)
+    return out, (q, k, v, lower, position, out, lse)
+
+
+def _attend_backward(reach, residuals, d_out):
+    q, k, v, lower, position, out, lse = residuals
+    grads = banded_backward(q, k, v, lower, position, reach, d_out, lse, row_delta(d_out, out))
+    return *(g.astype(x.dtype) for g, x in zip(grads, (q, k, v), strict=True)), None, None
+
+
+banded_attention.defvjp(_attend_forward, _attend_backward)
+
+
 def banded_forward(q, k, v, lower, position, reach: int):
     """Returns float32 (out [X, T, G, H], lse [X, T, G]). `reach`: static bound on `position - lower`."""
     bands = Bands(q.shape[1], k.shape[1], reach, position[:, 0])
@@ -92,7 +105,7 @@ def banded_forward(q, k, v, lower, position, reach: int):
         return tile_forward(q, k, v, 0.0, bands.visible(lower, position, start))
 
     out, lse = jax.lax.map(tile, _tiles(bands, q, k, v, lower, position), batch_size=bands.tiles_at_once(q))
-    return bands.join_queries(out), bands.join_queries(lse)
+    return join_rows(out, q.shape[1]), join_rows(lse, q.shape[1])
 
 
 def banded_backward(q, k, v, lower, position, reach: int, d_out, lse, delta):
@@ -104,14 +117,14 @@ def banded_backward(q, k, v, lower, position, reach: int, d_out, lse, delta):
         visible = bands.visible(lower, position, start)
         return tile_backward(q, k, v, 0.0, visible, d_out, lse, delta)[:3]
 
-    rows = [bands.split_queries(x) for x in (d_out, lse, delta)]
+    rows = [split_rows(x, bands.rows) for x in (d_out, lse, delta)]
     inputs = (*_tiles(bands, q, k, v, lower, position), *rows)
     dq, dk, dv = jax.lax.map(tile, inputs, batch_size=bands.tiles_at_once(q))
-    return bands.join_queries(dq), bands.join_keys(dk), bands.join_keys(dv)
+    return join_rows(dq, q.shape[1]), bands.join_keys(dk), bands.join_keys(dv)
 
 
 def _tiles(bands: Bands, q, k, v, lower, position):
     return (
-        bands.split_queries(q), bands.split_keys(k), bands.split_keys(v),
-        bands.split_queries(lower, fill=1), bands.split_queries(position, fill=0), bands.starts(),
+        split_rows(q, bands.rows), bands.split_keys(k), bands.split_keys(v),
+        split_rows(lower, bands.rows, fill=1), split_rows(position, bands.rows), bands.starts(),
     )

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from subq_jax.kernels.xla.layout import join_rows, split_rows
 from subq_jax.kernels.xla.tile import NO_KEYS, tile_backward, tile_forward
 
 MAX_ENTRIES = 128
@@ -115,9 +116,10 @@ class Step(NamedTuple):
     entry: jax.Array  # [X, W, E]
     filled: jax.Array  # [X, W, E, 1, 1]
     block: jax.Array  # [X, W]
+    bias: jax.Array  # [X, W, E, 1, 1]
 
 
-def _step(plan: Plan, shape: Shape, slots: int, i) -> Step:
+def _step(plan: Plan, shape: Shape, bias, i) -> Step:
     width = shape.tiles * shape.entries
     batch, total = plan.place.shape
     entry = jax.lax.dynamic_slice_in_dim(plan.entry, i * width, width, axis=1)
@@ -125,7 +127,8 @@ def _step(plan: Plan, shape: Shape, slots: int, i) -> Step:
     block = jax.lax.dynamic_slice_in_dim(plan.block, i * shape.tiles, shape.tiles, axis=1)
     filled = (entry < total)[..., None, None]
     entry = jnp.minimum(entry, total - 1)
-    return Step(entry // slots, entry, filled, block)
+    entry_bias = jnp.take_along_axis(bias.reshape(batch, total), entry.reshape(batch, width), axis=1)
+    return Step(entry // bias.shape[2], entry, filled, block, entry_bias.reshape(filled.shape))
 
 
 def _put(buffer, value, shape: Shape, i):
@@ -143,15 +146,12 @@ def gathered_forward(q, k, v, ids, bias):
     def chunk(args):
         q, ids, bias = args
         plan = make_plan(ids, num_blocks, shape)
-        flat_bias = bias.reshape(batch, -1)
 
         def body(i, carry):
             outs, lses = carry
-            step = _step(plan, shape, slots, i)
-            tile_bias = jnp.take_along_axis(flat_bias, step.entry.reshape(batch, -1), axis=1)
-            tile_bias = tile_bias.reshape(step.entry.shape)[..., None, None]
+            step = _step(plan, shape, bias, i)
             out, lse = tile_forward(_rows(q, step.token), _rows(k, step.block), _rows(v, step.block),
-                                    tile_bias, step.filled)
+                                    step.bias, step.filled)
             return _put(outs, out, shape, i), _put(lses, lse, shape, i)
 
         outs = jnp.zeros((batch, shape.places, group, head_dim), q.dtype)
@@ -165,8 +165,8 @@ def gathered_forward(q, k, v, ids, bias):
         outs = _rows(outs, plan.place).reshape(*ids.shape, group, head_dim)
         return (weights[..., None] * outs).sum(axis=2), jnp.maximum(lse, NO_KEYS)
 
-    out, lse = jax.lax.map(chunk, tuple(_chunks(x, shape, fill) for x, fill in ((q, 0), (ids, -1), (bias, 0))))
-    return _unchunk(out, queries), _unchunk(lse, queries)
+    out, lse = jax.lax.map(chunk, tuple(split_rows(x, shape.rows, fill) for x, fill in ((q, 0), (ids, -1), (bias, 0))))
+    return join_rows(out, queries), join_rows(lse, queries)
 
 
 def gathered_backward(q, k, v, ids, bias, d_out, lse, delta, side, first_side: int):
@@ -183,15 +183,12 @@ def gathered_backward(q, k, v, ids, bias, d_out, lse, delta, side, first_side: i
     def chunk(sums, args):
         q, ids, bias, d_out, lse, delta, side = args
         plan = make_plan(ids, num_blocks, shape)
-        flat_bias = bias.reshape(batch, -1)
 
         def body(i, carry):
             dqs, d_biases, sums = carry
-            step = _step(plan, shape, slots, i)
-            tile_bias = jnp.take_along_axis(flat_bias, step.entry.reshape(batch, -1), axis=1)
-            tile_bias = tile_bias.reshape(step.entry.shape)[..., None, None]
+            step = _step(plan, shape, bias, i)
             dq, dk, dv, d_logits = tile_backward(
-                _rows(q, step.token), _rows(k, step.block), _rows(v, step.block), tile_bias, step.filled,
+                _rows(q, step.token), _rows(k, step.block), _rows(v, step.block), step.bias, step.filled,
                 _rows(d_out, step.token), _rows(lse, step.token), _rows(delta, step.token))
             d_bias = d_logits.sum(axis=(-2, -1))
             weight = jnp.where(step.entry % slots >= first_side, d_bias, 0.0)
@@ -212,8 +209,9 @@ def gathered_backward(q, k, v, ids, bias, d_out, lse, delta, side, first_side: i
 
     inputs = ((q, 0), (ids, -1), (bias, 0), (d_out, 0), (lse, 0), (delta, 0), (side, 0))
     zeros = tuple(jnp.zeros(s, jnp.float32) for s in (k.shape, v.shape, (batch, num_blocks, side.shape[-1])))
-    (dk, dv, d_side), (dq, d_bias) = jax.lax.scan(chunk, zeros, tuple(_chunks(x, shape, f) for x, f in inputs))
-    return _unchunk(dq, queries), dk, dv, _unchunk(d_bias, queries), d_side
+    chunks = tuple(split_rows(x, shape.rows, fill) for x, fill in inputs)
+    (dk, dv, d_side), (dq, d_bias) = jax.lax.scan(chunk, zeros, chunks)
+    return join_rows(dq, queries), dk, dv, join_rows(d_bias, queries), d_side
 
 
 def _add_runs(sums, parts, block):
@@ -232,17 +230,3 @@ def _add_runs(sums, parts, block):
         return row.at[target].set(row[block] + run, mode="drop", unique_indices=True)
 
     return jax.vmap(write)(sums, runs, block, target)
-
-
-def _chunks(x, shape: Shape, fill):
-    """[X, T, ...] -> [chunks, X, rows, ...]."""
-    count = -(-x.shape[1] // shape.rows)
-    pad = [(0, 0), (0, count * shape.rows - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
-    x = jnp.pad(x, pad, constant_values=fill)
-    return jnp.moveaxis(x.reshape(x.shape[0], count, shape.rows, *x.shape[2:]), 1, 0)
-
-
-def _unchunk(x, queries: int):
-    """[chunks, X, rows, ...] -> [X, T, ...]."""
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :queries]

@@ -31,21 +31,32 @@ def unfold_keys(x, batch: int):
     return x.reshape(batch, x.shape[0] // batch, *x.shape[1:]).swapaxes(1, 2)
 
 
+def repeat_heads(x, kv_heads: int):
+    """[B, T] or [B, T, n], the same for every KV head -> [X, T] or [X, T, n]."""
+    return jnp.repeat(x, kv_heads, axis=0)
+
+
+def split_rows(x, rows: int, fill=0):
+    """[X, T, ...] -> [chunks, X, rows, ...], the last chunk filled up with `fill`."""
+    chunks = -(-x.shape[1] // rows)
+    pad = [(0, 0), (0, chunks * rows - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, pad, constant_values=fill)
+    return jnp.moveaxis(x.reshape(x.shape[0], chunks, rows, *x.shape[2:]), 1, 0)
+
+
+def join_rows(x, queries: int):
+    """[chunks, X, rows, ...] -> [X, T, ...], the inverse of `split_rows`."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :queries]
+
+
 def map_query_chunks(function, args, rows: int):
     """Applies `function` to chunks of `rows` queries (axis 1) of every array in `args`, one chunk after another.
 
     `function` takes the tree `args` of arrays [B, rows, ...] and returns a tree of such arrays.
     """
-    batch, queries = jax.tree.leaves(args)[0].shape[:2]
+    queries = jax.tree.leaves(args)[0].shape[1]
     if rows >= queries:
         return function(args)
-    chunks = -(-queries // rows)
-
-    def split(x):
-        x = jnp.pad(x, [(0, 0), (0, chunks * rows - queries)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, chunks, rows, *x.shape[2:]), 1, 0)
-
-    def join(x):
-        return jnp.moveaxis(x, 0, 1).reshape(batch, chunks * rows, *x.shape[3:])[:, :queries]
-
-    return jax.tree.map(join, jax.lax.map(function, jax.tree.map(split, args)))
+    results = jax.lax.map(function, jax.tree.map(lambda x: split_rows(x, rows), args))
+    return jax.tree.map(lambda x: join_rows(x, queries), results)

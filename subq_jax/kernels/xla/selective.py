@@ -14,14 +14,22 @@ import jax.numpy as jnp
 from subq_jax.axes import Outputs, Selection
 from subq_jax.kernels.xla.banded import banded_backward, banded_forward
 from subq_jax.kernels.xla.gathered import gathered_backward, gathered_forward
-from subq_jax.kernels.xla.layout import fold, fold_keys, fold_queries, map_query_chunks, unfold_keys, unfold_queries
-from subq_jax.kernels.xla.tile import merge
+from subq_jax.kernels.xla.layout import (
+    fold,
+    fold_keys,
+    fold_queries,
+    map_query_chunks,
+    repeat_heads,
+    unfold_keys,
+    unfold_queries,
+)
+from subq_jax.kernels.xla.tile import merge, row_delta
 from subq_jax.selection.choose import admit_selection, block_scores, choose_blocks, matmul_precision, scores_of
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.summaries import score_scale, split_blocks
 from subq_jax.selection.tree import SummaryTree, search_tree
-from subq_jax.selection.visibility import QueryPlace
+from subq_jax.selection.visibility import QueryPlace, nothing_for_padding
 
 SCORE_ELEMENTS = 8 << 20  # float32 scores held at a time
 
@@ -90,15 +98,14 @@ class _Rows(NamedTuple):
 def _rows(config, q, k, v, chosen, scores, place: QueryPlace) -> _Rows:
     batch, _, kv_heads, _ = k.shape
     sinks = _sink_ids(place, config)
-    ids = jnp.concatenate([jnp.repeat(sinks, kv_heads, axis=0), fold(chosen)], axis=-1)
+    ids = jnp.concatenate([repeat_heads(sinks, kv_heads), fold(chosen)], axis=-1)
     bias = jnp.concatenate([jnp.zeros((*ids.shape[:2], config.sink_blocks)), fold(scores)], axis=-1)
     lower = jnp.maximum(place.first_block, place.block - config.local_blocks + 1) * config.block_size
-    lower = jnp.where(place.exists, lower, place.position + 1)
-    per_head = lambda x: jnp.repeat(x, kv_heads, axis=0)
     return _Rows(
         fold_queries(q, kv_heads), fold_keys(k), fold_keys(v),
         fold(split_blocks(k, config.block_size)), fold(split_blocks(v, config.block_size)),
-        ids, bias, per_head(lower), per_head(place.position), config.block_size * config.local_blocks - 1,
+        ids, bias, repeat_heads(nothing_for_padding(lower, place), kv_heads), repeat_heads(place.position, kv_heads),
+        config.block_size * config.local_blocks - 1,
     )
 
 
@@ -128,7 +135,7 @@ def _attend_backward(config, gate, residuals, d_out):
     (batch, length, kv_heads, _), sinks = k.shape, config.sink_blocks
     rows = _rows(config, q, k, v, chosen, scores, place)
     d_out, out = fold_queries(d_out, kv_heads), fold_queries(out, kv_heads)
-    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)
+    delta = row_delta(d_out, out)
     gated = fold_keys(router_q if gate else router_q[..., :0])
 
     local = banded_backward(rows.q, rows.k, rows.v, rows.lower, rows.position, rows.reach, d_out, lse, delta)

@@ -54,7 +54,7 @@ def tile_forward(q, k, v, bias, visible):
 def tile_backward(q, k, v, bias, visible, d_out, lse, delta):
     """Gradients of the tile's part of a softmax whose final log-sum-exp is `lse` [..., m, G].
 
-    `delta` [..., m, G] is the row sum of `d_out * out`. Returns float32 (dq, dk, dv, d_logits [..., m, G, n]).
+    `delta` [..., m, G] is `row_delta`. Returns float32 (dq, dk, dv, d_logits [..., m, G, n]).
     """
     logits = tile_logits(q, k, bias)
     weights = jnp.where(visible, jnp.exp(jnp.where(visible, logits, NO_KEYS) - lse[..., None]), 0.0)
@@ -65,6 +65,11 @@ def tile_backward(q, k, v, bias, visible, d_out, lse, delta):
     dk = _over_rows(scaled, q)
     dv = _over_rows(weights.astype(v.dtype), d_out)
     return dq, dk, dv, d_logits
+
+
+def row_delta(d_out, out):
+    """Row sums of `d_out * out` in float32: what a softmax's backward takes from every weight's gradient."""
+    return (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)
 
 
 def merge(parts):
