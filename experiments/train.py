@@ -5,7 +5,9 @@ again with the same command, the run continues to the same bits. `--verbosity=0`
 """
 
 import logging
+from pathlib import Path
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
@@ -33,6 +35,7 @@ def main(argv: list[str]) -> None:
         absl_logging.set_verbosity(absl_logging.WARNING)
         logger.setLevel(logging.INFO)
     maybe_initialize_distributed(_MULTIHOST.value)
+    keep_compiled(_WORKDIR.value)
     try:
         result = train(
             _CONFIG.value,
@@ -45,6 +48,18 @@ def main(argv: list[str]) -> None:
         logger.debug("the full trace (shown with --verbosity=1)", exc_info=True)
         raise SystemExit(f"{type(error).__name__}: {error}") from None
     logger.info("finished step %d in %s: %s", result.step, _WORKDIR.value, result.metrics[-1])
+
+
+def keep_compiled(workdir: str) -> None:
+    """Keeps compiled programs in the workdir, unless the user keeps them elsewhere.
+
+    On a GPU every compilation times the candidates for each operation and may settle on others than the last one did;
+    a resumed run continues to the same bits only with the very programs that it was started with.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 if __name__ == "__main__":

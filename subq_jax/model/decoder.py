@@ -14,6 +14,7 @@ from subq_jax.model.attention_modules import (
     SlidingWindowAttention,
 )
 from subq_jax.model.config import DecoderConfig
+from subq_jax.model.embedding import Embedding
 from subq_jax.parallel.sharding import constrain
 
 
@@ -27,7 +28,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.config = config
         dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
-        self.embed = nnx.Embed(
+        self.embed = Embedding(
             config.vocab_size, config.width, dtype=dtype, param_dtype=param_dtype, rngs=rngs,
             embedding_init=_named(nnx.initializers.normal(0.16), "vocab", "embed"))
         self.layers = nnx.List([DecoderLayer(config, kind, rngs=rngs) for kind in config.layer_kinds])
