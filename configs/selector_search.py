@@ -1,0 +1,67 @@
+"""How far past its training length does each selector still find what it read? Needles, on one accelerator.
+
+    python -m experiments.sweep --config=configs/selector_search.py --workdir=runs/search --parallel_cells=3
+
+32 two-word keys with two-word values among random words of the same vocabulary, trained on up to 1,024 tokens and
+evaluated at up to 65,536, in bf16. Cost: 2 to 4 minutes a cell on an H100, three at a time with
+`XLA_PYTHON_CLIENT_MEM_FRACTION=0.3`. Expected: docs/selector.md has the figures.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import make_smoke, small_run
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The search's base arms, or with `arg="smoke"` one of a minute that only shows that everything fits together."""
+    config = small_run(arg)
+    config.data.task = "needles"
+    config.data.vocab_size = 512
+    config.data.seq_len = 1024
+    config.data.batch_size = 32
+    config.data.key_tokens = 2
+    config.data.value_tokens = 2
+    config.data.num_pairs = 32
+    config.data.num_queries = 64
+    config.data.curriculum = ((0, 256, 8), (700, 512, 16), (1200, 1024, 32))
+
+    config.model.num_layers = 4
+    config.model.width = 256
+    config.model.num_heads = 8
+    config.model.head_dim = 64
+    config.model.mlp_width = 1024
+    config.model.local_window = 32
+    config.model.key_conv_width = 3
+    config.model.block_size = 32
+    config.model.dtype = "bfloat16"
+
+    config.optimizer.learning_rate = 1.5e-3
+    config.optimizer.warmup_steps = 200
+    config.optimizer.final_lr_fraction = 0.07
+
+    config.training.steps = 1800
+    config.training.dense_steps = 540
+    config.training.checkpoint_every = 600
+    config.training.keep_checkpoints = 1
+    config.training.log_every = 50
+
+    config.sweep = ConfigDict()
+    config.sweep.tasks = ConfigDict({"needles": {}})
+    config.sweep.mechanisms = ("dense", "selective", "block_mean")
+    config.sweep.budgets = (256, 512)
+    config.sweep.seeds = (0,)
+    config.sweep.eval_lengths = (1024, 8192, 65536)
+    config.sweep.eval_batches = 4
+    config.sweep.eval_batch_size = 2
+    config.sweep.timing_repeats = 2
+
+    if arg == "smoke":
+        make_smoke(config)
+        config.data.seq_len, config.data.num_pairs, config.data.num_queries = 128, 4, 8
+        config.data.curriculum = ()
+        config.model.width, config.model.mlp_width = 64, 128
+        config.sweep.mechanisms = ("dense", "selective")
+        config.sweep.budgets = (96,)
+        config.sweep.eval_lengths = (128, 256)
+        config.sweep.eval_batches = 1
+    return config
