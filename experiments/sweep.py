@@ -29,8 +29,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments import sweep_cell
 from experiments.sweep_cell import Cell
+from subq_jax.checks import check_integer
 from subq_jax.data import data_info, make_eval_batches
-from subq_jax.data.config import RECALL_TASKS, check_count
+from subq_jax.data.config import RECALL_TASKS
 from subq_jax.reporting.html import write_report
 from subq_jax.reporting.results import Row, write_rows, write_text
 from subq_jax.reporting.verdict import verdict
@@ -63,9 +64,9 @@ def grid(config: ConfigDict) -> list[Cell]:
         if len(set(sweep[name])) < len(sweep[name]):
             raise ValueError(f"sweep.{name} must not repeat itself, got {sweep[name]}")
     for name in ("eval_batches", "eval_batch_size", "timing_repeats"):
-        check_count(f"sweep.{name}", sweep[name])
+        check_integer(f"sweep.{name}", sweep[name])
     for length in sweep.eval_lengths:
-        check_count("sweep.eval_lengths", length)
+        check_integer("sweep.eval_lengths", length)
     evaluation = {"lengths": list(sweep.eval_lengths), "num_batches": sweep.eval_batches,
                   "batch_size": sweep.eval_batch_size, "timing_repeats": sweep.timing_repeats}
     cells = []

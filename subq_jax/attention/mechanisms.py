@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from subq_jax.selection.config import SelectionConfig, check_integer
+from subq_jax.checks import check_integer
+from subq_jax.selection.config import SelectionConfig
 
 MECHANISMS = ("dense", "sliding_window", "block_mean", "selective")
 SELECTING = ("block_mean", "selective")  # arms that choose blocks

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 
 from subq_jax.attention import checks
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, SegmentIds, Values
+from subq_jax.checks import check_integer
 from subq_jax.kernels.xla.banded import banded_attention
 from subq_jax.kernels.xla.layout import fold_keys, fold_queries, repeat_heads, unfold_queries
-from subq_jax.selection.config import check_integer
 from subq_jax.selection.visibility import clear_absent_keys, clear_padding_rows, nothing_for_padding
 
 

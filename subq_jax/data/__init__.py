@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from subq_jax.data.config import RECALL_TASKS, DataConfig, check_count
+from subq_jax.checks import check_integer
+from subq_jax.data.config import RECALL_TASKS, DataConfig
 
 __all__ = ["Batch", "DataConfig", "DataInfo", "DataIterator", "data_info", "make_eval_batches", "make_train_iterator"]
 
@@ -67,9 +68,9 @@ def make_train_iterator(
         source folder.
     """
     config = DataConfig.from_mapping(config)
-    check_count("block_size", block_size)
-    check_count("seed", seed, 0)
-    check_count("process_count", process_count)
+    check_integer("block_size", block_size)
+    check_integer("seed", seed, 0)
+    check_integer("process_count", process_count)
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index must be in [0, {process_count}), got {process_index}")
     if config.batch_size % process_count:
@@ -105,8 +106,8 @@ def make_eval_batches(
     config = DataConfig.from_mapping(config)
     counts = dict(block_size=block_size, length=length, num_batches=num_batches, batch_size=batch_size)
     for name, value in counts.items():
-        check_count(name, value)
-    check_count("seed", seed, 0)
+        check_integer(name, value)
+    check_integer("seed", seed, 0)
     if config.task in RECALL_TASKS:
         from subq_jax.data.recall import eval_batches
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any
+
+from subq_jax.checks import check_fields, check_integer
 
 RECALL_TASKS = ("mqar", "needles")
 TASKS = (*RECALL_TASKS, "text")
@@ -47,7 +48,7 @@ class DataConfig:
             if name == "curriculum":
                 object.__setattr__(self, name, _checked_curriculum(self.curriculum))
             elif isinstance(getattr(DataConfig, name, 0), int):
-                check_count(f"data.{name}", getattr(self, name))
+                check_integer(f"data.{name}", getattr(self, name))
             elif not isinstance(getattr(self, name), str):
                 raise ValueError(f"data.{name} must be a string, got {getattr(self, name)!r}")
         if self.task == "text" and self.tokenizer not in TOKENIZERS:
@@ -58,16 +59,13 @@ class DataConfig:
         """Builds the config from a plain mapping, for instance a ConfigDict section.
 
         Raises:
-          ValueError: for a field that does not exist or is missing, and for every wrong value.
+          ValueError: when `values` is no mapping, has an unknown field, lacks one, or holds a wrong value.
         """
         if isinstance(values, cls):
             return values
-        fields = dataclasses.fields(cls)
-        if unknown := set(values) - {field.name for field in fields}:
-            raise ValueError(f"data has no field {sorted(unknown)}; known fields: {[field.name for field in fields]}")
-        required = [field.name for field in fields if field.default is dataclasses.MISSING]
-        if missing := [name for name in required if name not in values]:
-            raise ValueError(f"data must set {missing}")
+        fields = {field.name: field.default for field in dataclasses.fields(cls)}
+        required = [name for name, default in fields.items() if default is dataclasses.MISSING]
+        check_fields("data", values, fields, required)
         return cls(**{name: values[name] for name in values})
 
     def relevant_fields(self) -> dict[str, Any]:
@@ -75,19 +73,15 @@ class DataConfig:
         return {name: getattr(self, name) for name in ("task", "seq_len", "batch_size", *_TASK_FIELDS[self.task])}
 
 
-def check_count(name: str, value: Any, minimum: int = 1) -> None:
-    """Raises `ValueError` unless `value` is an integer of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
-        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
-
-
 def _checked_curriculum(entries) -> tuple[tuple[int, int, int], ...]:
-    curriculum = tuple(tuple(entry) for entry in entries)
-    for entry in curriculum:
-        if len(entry) != 3:
-            raise ValueError(f"data.curriculum entries must be (first_step, length, num_pairs), got {entry}")
+    if not isinstance(entries, list | tuple):
+        raise ValueError(f"data.curriculum must be a sequence of (first_step, length, num_pairs), got {entries!r}")
+    for entry in entries:
+        if not isinstance(entry, list | tuple) or len(entry) != 3:
+            raise ValueError(f"data.curriculum entries must be (first_step, length, num_pairs), got {entry!r}")
         for name, value, minimum in zip(("first_step", "length", "num_pairs"), entry, (0, 1, 1), strict=True):
-            check_count(f"data.curriculum {name}", value, minimum)
+            check_integer(f"data.curriculum {name}", value, minimum)
+    curriculum = tuple(tuple(entry) for entry in entries)
     first_steps = [entry[0] for entry in curriculum]
     if curriculum and (first_steps[0] != 0 or sorted(set(first_steps)) != first_steps):
         raise ValueError(f"data.curriculum must start at step 0 with rising first_step, got {first_steps}")

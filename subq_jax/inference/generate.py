@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 
 from subq_jax.axes import Logits, Tokens
+from subq_jax.checks import check_integer
 from subq_jax.model.decoder import Decoder
-from subq_jax.selection.config import check_integer
 
 
 def generate(

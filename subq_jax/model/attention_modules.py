@@ -22,10 +22,11 @@ from subq_jax.attention.checks import check_integers
 from subq_jax.attention.dense import dense_attention
 from subq_jax.attention.sliding_window import sliding_window_attention
 from subq_jax.axes import Activations, SegmentIds
+from subq_jax.checks import check_integer
 from subq_jax.model.rope import apply_rope
 from subq_jax.model.router import TiedRouter
 from subq_jax.model.short_conv import ShortConvolution
-from subq_jax.selection.config import SelectionConfig, check_integer
+from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.summaries import num_key_blocks
 
 

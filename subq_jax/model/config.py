@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from subq_jax.attention.mechanisms import check_mechanism
+from subq_jax.checks import check_fields, check_integer
 
 LAYER_KINDS = ("local", "selective")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -46,9 +47,8 @@ class DecoderConfig:
             value = getattr(self, field.name)
             if field.type is float and (type(value) not in (int, float) or not math.isfinite(value)):
                 raise ValueError(f"model.{field.name} must be finite, got {value!r}")
-            floor = 0 if field.name == "sink_blocks" else 1
-            if field.type is int and (type(value) is not int or value < floor):
-                raise ValueError(f"model.{field.name} must be an integer >= {floor}, got {value!r}")
+            if field.type is int:
+                check_integer(f"model.{field.name}", value, 0 if field.name == "sink_blocks" else 1)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads must be a multiple of num_kv_heads={self.num_kv_heads}, got {self.num_heads}")
         if self.head_dim % 2:
@@ -59,21 +59,20 @@ class DecoderConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         check_mechanism(self.mechanism, self.budget, self.block_size, self.sink_blocks, self.local_blocks)
-        if not self.layer_pattern or set(self.layer_pattern) - set(LAYER_KINDS):
-            raise ValueError(f"layer_pattern must be a non-empty tuple of {LAYER_KINDS}, got {self.layer_pattern!r}")
-        object.__setattr__(self, "layer_pattern", tuple(self.layer_pattern))
+        kinds = self.layer_pattern
+        if not isinstance(kinds, list | tuple) or not kinds or any(kind not in LAYER_KINDS for kind in kinds):
+            raise ValueError(f"model.layer_pattern must be a non-empty tuple of {LAYER_KINDS}, got {kinds!r}")
+        object.__setattr__(self, "layer_pattern", tuple(kinds))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "DecoderConfig":
         """Builds the config from a plain mapping, for instance a ConfigDict section.
 
         Raises:
-          ValueError: for a field that does not exist, naming those that do.
+          ValueError: when `values` is no mapping, has an unknown field, lacks one, or holds a wrong value.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := set(values) - known:
-            raise ValueError(f"model has no field {sorted(unknown)}; known fields: {sorted(known)}")
-        return cls(**{name: tuple(value) if name == "layer_pattern" else value for name, value in values.items()})
+        check_fields("model", values, [field.name for field in dataclasses.fields(cls)], ["vocab_size"])
+        return cls(**{name: values[name] for name in values})
 
     @property
     def layer_kinds(self) -> tuple[str, ...]:

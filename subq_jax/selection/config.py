@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from subq_jax.checks import check_integer
+
 POOLINGS = ("max", "mean")
 
 
@@ -51,9 +53,3 @@ class SelectionConfig:
     def budget(self) -> int:
         """Key positions visible to a query at most."""
         return self.block_size * (self.num_blocks + self.local_blocks + self.sink_blocks)
-
-
-def check_integer(name: str, value, floor: int) -> None:
-    """Raises ValueError unless `value` is an int (not a bool, not a float) of at least `floor`."""
-    if type(value) is not int or value < floor:
-        raise ValueError(f"{name} must be an integer >= {floor}, got {value!r}")

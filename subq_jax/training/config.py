@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from subq_jax.checks import check_fields, check_integer, check_mapping
 from subq_jax.data import DataConfig
 from subq_jax.model.config import DecoderConfig
 
@@ -75,32 +76,32 @@ def check_config(config: ConfigDict, *, vocab_size: int | None = None) -> RunCon
       The sections as typed values. `model.vocab_size` is 1 while neither side has named it.
 
     Raises:
-      ValueError: for a missing or unknown field, a number that is not finite or out of range, an unknown mechanism or
-        a budget it cannot keep, or a vocabulary smaller than the data's.
+      ValueError: for a section that is no mapping, a missing or unknown field, a value of the wrong type, a number
+        that is not finite or out of range, an unknown mechanism or a budget it cannot keep, or a vocabulary smaller
+        than the data's.
     """
-    missing = [name for name in ("seed", *SECTIONS) if name not in config]
-    if missing:
-        raise ValueError(f"config lacks {missing}")
-    for name, value in _leaves(config.to_dict()):
+    sections = config.to_dict()
+    check_fields("config", sections, ("seed", *SECTIONS), ("seed", *SECTIONS))
+    for name, value in _leaves(sections):
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {value}")
-    if unknown := sorted(set(config) - {"seed", *SECTIONS}):
-        raise ValueError(f"config has no section {unknown}; known sections: {SECTIONS}")
     if type(config.seed) is not int or not 0 <= config.seed < 2**31:
         raise ValueError(f"seed must be an integer in [0, 2**31), got {config.seed!r}")
-    data = DataConfig.from_mapping(config.data)
-    optimizer = _build(OptimizerConfig, "optimizer", config.optimizer)
-    training = _build(TrainingConfig, "training", config.training)
+    data = DataConfig.from_mapping(sections["data"])
+    optimizer = _build(OptimizerConfig, "optimizer", sections["optimizer"])
+    training = _build(TrainingConfig, "training", sections["training"])
     if optimizer.warmup_steps >= training.steps:
         raise ValueError(
             f"optimizer.warmup_steps must be < training.steps={training.steps}, got {optimizer.warmup_steps}"
         )
-    model = _check_model(config.model.to_dict(), vocab_size)
+    model = _check_model(sections["model"], vocab_size)
     return RunConfig(config.seed, data, model, optimizer, training)
 
 
 def _check_model(section: Mapping[str, Any], vocab_size: int | None) -> DecoderConfig:
+    check_mapping("model", section)
     asked = section.get("vocab_size", 0)
+    check_integer("model.vocab_size", asked, 0)
     if asked and vocab_size and asked < vocab_size:
         raise ValueError(f"model.vocab_size must be >= the data's {vocab_size}, or 0 to take it, got {asked}")
     return DecoderConfig.from_mapping({**section, "vocab_size": asked or vocab_size or 1})
@@ -108,10 +109,7 @@ def _check_model(section: Mapping[str, Any], vocab_size: int | None) -> DecoderC
 
 def _build(cls: type, section: str, values: Mapping[str, Any]) -> Any:
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    if unknown := sorted(set(values) - set(fields)):
-        raise ValueError(f"{section} has no field {unknown}; known fields: {sorted(fields)}")
-    if missing := sorted(set(fields) - set(values)):
-        raise ValueError(f"config lacks {[f'{section}.{name}' for name in missing]}")
+    check_fields(section, values, fields, fields)
     for name, value in values.items():
         kinds = (int,) if fields[name].type is int else (int, float)
         if type(value) not in kinds:

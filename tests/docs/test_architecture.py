@@ -7,7 +7,8 @@ from pathlib import Path
 
 from documents import ROOT
 
-BARE = {"axes", "selection", "kernels", "attention", "parallel", "model", "inference"}  # load with jax and flax alone
+# What loads with jax and flax alone.
+BARE = {"axes", "checks", "selection", "kernels", "attention", "parallel", "model", "inference"}
 BARE_LIBRARIES = {"jax", "flax", "numpy", "jaxtyping"}
 
 

@@ -17,7 +17,7 @@ def test_the_projects_configs_are_right():
 
 def test_a_section_that_nobody_reads_is_refused(tiny_config):
     tiny_config.sweep = {"seeds": (0,)}
-    with pytest.raises(ValueError, match=r"config has no section \['sweep'\]"):
+    with pytest.raises(ValueError, match=r"config has no field \['sweep'\]; known fields: .*'model'"):
         check_config(tiny_config)
 
 
@@ -37,12 +37,21 @@ def test_a_section_that_nobody_reads_is_refused(tiny_config):
         ("data.num_pairs", 30, "length must be at least 64 for 30 pairs and 2 questions"),
         ("model.router_dim", 0, "model.router_dim must be an integer >= 1, got 0"),
         ("model.param_dtype", "float16", "param_dtype must be one of .*'bfloat16'.*, got 'float16'"),
+        ("model.layer_pattern", 5, r"model.layer_pattern must be a non-empty tuple of \('local', 'selective'\), got 5"),
+        ("model.layer_pattern", "local", "model.layer_pattern must be a non-empty tuple of .*, got 'local'"),
+        ("model.layer_pattern", (["local"],), "model.layer_pattern must be a non-empty tuple of"),
+        ("model.vocab_size", "many", "model.vocab_size must be an integer >= 0, got 'many'"),
+        ("data.curriculum", 5, r"data.curriculum must be a sequence of \(first_step, length, num_pairs\), got 5"),
+        ("data.curriculum", (0, 16, 1), r"data.curriculum entries must be \(first_step, length, num_pairs\), got 0"),
         ("seed", 2**70, r"seed must be an integer in \[0, 2\*\*31\), got"),
         ("seed", -1, r"seed must be an integer in \[0, 2\*\*31\), got -1"),
     ],
 )
 def test_wrong_value_is_named(tmp_path, tiny_config, field, value, message):
-    tiny_config.update_from_flattened_dict({field: value})
+    section, _, name = field.rpartition(".")
+    target = tiny_config[section] if section else tiny_config
+    with target.ignore_type():
+        target[name] = value
     with pytest.raises(ValueError, match=message):
         train(tiny_config, tmp_path / "run", show_progress=False)
     assert not (tmp_path / "run").exists()
@@ -50,10 +59,19 @@ def test_wrong_value_is_named(tmp_path, tiny_config, field, value, message):
 
 def test_missing_and_unknown_fields_are_named(tiny_config):
     del tiny_config.training.log_every
-    with pytest.raises(ValueError, match=r"config lacks \['training.log_every'\]"):
+    with pytest.raises(ValueError, match=r"training lacks \['log_every'\]"):
         check_config(tiny_config)
     del tiny_config.optimizer
     with pytest.raises(ValueError, match=r"config lacks \['optimizer'\]"):
+        check_config(tiny_config)
+
+
+@pytest.mark.parametrize("section", ["data", "model", "optimizer", "training"])
+@pytest.mark.parametrize("value", [5, None, (1, 2)])
+def test_a_section_that_is_no_mapping_is_named(tiny_config, section, value):
+    with tiny_config.ignore_type():
+        tiny_config[section] = value
+    with pytest.raises(ValueError, match=f"{section} must be a mapping of fields to values, got"):
         check_config(tiny_config)
 
 

@@ -1,0 +1,29 @@
+"""Checks of plain values that every config shares, so that they refuse in the same words."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+
+def check_integer(name: str, value: Any, minimum: int = 1) -> None:
+    """Raises ValueError unless `value` is an int (not a bool, not a float) of at least `minimum`."""
+    if type(value) is not int or value < minimum:
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+
+
+def check_mapping(section: str, values: Any) -> None:
+    """Raises ValueError unless a section of a config is a mapping or a `ConfigDict`, which is no `Mapping`."""
+    if not hasattr(values, "keys"):
+        raise ValueError(f"{section} must be a mapping of fields to values, got {values!r}")
+
+
+def check_fields(section: str, values: Mapping[str, Any], known: Collection[str], required: Collection[str]) -> None:
+    """Checks the names of the fields in a section of a config.
+
+    Raises:
+      ValueError: when `values` is not a mapping, has a field that is not `known`, or lacks a `required` one.
+    """
+    check_mapping(section, values)
+    if unknown := sorted(set(values.keys()) - set(known), key=str):
+        raise ValueError(f"{section} has no field {unknown}; known fields: {sorted(known)}")
+    if missing := sorted(set(required) - set(values.keys())):
+        raise ValueError(f"{section} lacks {missing}")
