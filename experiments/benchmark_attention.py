@@ -24,8 +24,9 @@ from rich.table import Table
 from subq_jax import selective_attention
 from subq_jax.attention import block_mean_attention, dense_attention, sliding_window_attention
 from subq_jax.attention.mechanisms import MECHANISMS, Mechanism
+from subq_jax.files import write_rows, write_text
 from subq_jax.reporting.plots import arm_slope, cost_vs_length
-from subq_jax.reporting.results import Row, arm_name, arms, write_rows, write_text
+from subq_jax.reporting.results import Row, arm_name, arms
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Folder for the results.")
 _LENGTHS = flags.DEFINE_list("lengths", ["4096", "8192", "16384", "32768", "65536"], "Context lengths, in tokens.")

@@ -32,8 +32,9 @@ from experiments.sweep_cell import Cell
 from subq_jax.checks import check_integer
 from subq_jax.data import data_info, make_eval_batches
 from subq_jax.data.config import RECALL_TASKS
+from subq_jax.files import write_rows, write_text
 from subq_jax.reporting.html import write_report
-from subq_jax.reporting.results import Row, write_rows, write_text
+from subq_jax.reporting.results import Row
 from subq_jax.reporting.verdict import verdict
 from subq_jax.training import check_config
 from subq_jax.training.workdir import claim_workdir

@@ -29,8 +29,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from subq_jax.evaluation import evaluate
+from subq_jax.files import write_text
 from subq_jax.model.flops import forward_flops, training_flops
-from subq_jax.reporting.results import Row, write_text
+from subq_jax.reporting.results import Row
 from subq_jax.training import train
 
 _CORES = flags.DEFINE_list("cores", [], "CPU cores this process may use; empty for all.")

@@ -3,17 +3,15 @@
 Works without TensorFlow: stored as array_record, read with `as_data_source`.
 """
 
-import contextlib
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 from absl import logging
 
 from subq_jax.data.source_folder import SPLITS, Scan, read_document, scan
+from subq_jax.files import exclusive
 
 
 class CodeCorpus(tfds.core.GeneratorBasedBuilder):
@@ -92,12 +90,3 @@ def prepare(source: str = "", data_dir: str = "") -> Path:
 def default_data_dir() -> Path:
     """Where datasets go when `data_dir` is empty: below the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "subq_jax" / "tfds"
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Holds the lock of `folder` (made if missing): one process at a time. It ends with the process at the latest."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -18,10 +18,11 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
-from subq_jax.data.code_corpus import exclusive, prepare
+from subq_jax.data.code_corpus import prepare
 from subq_jax.data.config import DataConfig
 from subq_jax.data.packing import Packing, pack
 from subq_jax.data.tokenizers import SMALLEST_BPE, BpeTokenizer, ByteTokenizer, Tokenizer, train_bpe
+from subq_jax.files import exclusive, sync
 
 VERSION = 1
 PREFETCHED_BATCHES = 4
@@ -152,7 +153,7 @@ def _texts(corpus: Path, split: str) -> Iterator[str]:
 
 
 def _write_tokens(texts: Iterator[str], tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes the token stream of a split into `folder`, which appears only when complete."""
+    """Writes the token stream of a split into `folder`, which appears only when complete; the caller holds its lock."""
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
     documents = [
         np.concatenate([[tokenizer.bos_id], tokenizer.encode(text), [tokenizer.eos_id]]).astype(dtype) for text in texts
@@ -160,6 +161,9 @@ def _write_tokens(texts: Iterator[str], tokenizer: Tokenizer, folder: Path) -> N
     unfinished = folder.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    np.save(unfinished / "tokens.npy", np.concatenate(documents))
-    np.save(unfinished / "document_starts.npy", np.cumsum([0, *map(len, documents)]))
+    arrays = {"tokens": np.concatenate(documents), "document_starts": np.cumsum([0, *map(len, documents)])}
+    for name, array in arrays.items():
+        with (unfinished / f"{name}.npy").open("wb") as file:
+            np.save(file, array)
+            sync(file)
     os.replace(unfinished, folder)

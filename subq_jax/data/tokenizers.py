@@ -3,12 +3,13 @@
 Special tokens stand after the ordinary ones and no text encodes to them.
 """
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
+from subq_jax.files import write_text
 
 NUM_SPECIAL = 3  # beginning of document, end of document, padding
 SMALLEST_BPE = 256 + NUM_SPECIAL
@@ -97,6 +98,4 @@ def train_bpe(texts: Iterable[str], vocab_size: int, path: Path) -> None:
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
-    unfinished = path.with_suffix(".unfinished")
-    bpe.save(str(unfinished))
-    os.replace(unfinished, path)
+    write_text(path, bpe.to_str(pretty=True))

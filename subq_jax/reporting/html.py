@@ -7,8 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from subq_jax.files import write_text
 from subq_jax.reporting import plots
-from subq_jax.reporting.results import Row, Summary, arm_name, arms, succeeded, summarise, write_text
+from subq_jax.reporting.results import Row, Summary, arm_name, arms, succeeded, summarise
 from subq_jax.reporting.verdict import verdict
 
 _STYLE = """

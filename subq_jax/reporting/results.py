@@ -1,4 +1,4 @@
-"""Rows of results: one JSON object per line, and their mean and spread over seeds.
+"""Rows of results, and their mean and spread over seeds.
 
 A row describes one (cell, evaluated length): `cell`, `task`, `mechanism`, `budget` (null: the arm sees everything),
 `seed`, `status` ("ok" or "failed"), `train_length`, `length`, and the measurements as flat numbers, null where a
@@ -6,13 +6,9 @@ measurement does not apply. A failed cell has one row, with `error` in place of 
 """
 
 import dataclasses
-import json
-import os
 import statistics
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
@@ -40,49 +36,6 @@ class Summary:
     @property
     def high(self) -> float:
         return max(self.values)
-
-
-def read_rows(path: str | os.PathLike) -> list[Row]:
-    """Reads a JSON-lines file; a file that does not exist holds no rows.
-
-    Raises:
-      ValueError: naming the file and line that is not a JSON object.
-    """
-    path = Path(path)
-    if not path.exists():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number} must be a JSON object, got {line[:40]!r}")
-        rows.append(row)
-    return rows
-
-
-def write_rows(path: str | os.PathLike, rows: Iterable[Row]) -> None:
-    """Writes all rows at once: a reader, or a run killed half way, sees the old file or the new one."""
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Replaces a file atomically, creating its folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def succeeded(rows: Iterable[Row], **where: Any) -> list[Row]:

@@ -1,14 +1,12 @@
 """What a run reports: rows of JSON, TensorBoard scalars and a progress bar."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from subq_jax.training.workdir import write_atomically
+from subq_jax.files import append_row, read_rows, sync, write_rows
 
 
 class MetricsLog:
@@ -20,10 +18,10 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, *, restored_step: int, write: bool = True):
         self._path = workdir / "metrics.jsonl"
-        self.rows = [row for row in _read_rows(self._path) if row["step"] <= restored_step]
+        self.rows = [row for row in read_rows(self._path) if row["step"] <= restored_step]
         self._file = self._board = None
         if write:
-            write_atomically(self._path, "".join(_line(row) for row in self.rows))
+            write_rows(self._path, self.rows)
             self._file = self._path.open("a", encoding="utf-8")
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=restored_step + 1)
 
@@ -40,8 +38,7 @@ class MetricsLog:
         self.rows.append(row)
         if not self._file:
             return
-        self._file.write(_line(row))
-        self._file.flush()
+        append_row(self._file, row)
         for name, value in row.items():
             if name != "step" and value is not None:
                 self._board.add_scalar(name, value, row["step"])
@@ -49,22 +46,7 @@ class MetricsLog:
     def sync(self) -> None:
         """Puts the rows on disk, so that a checkpoint written next never outlives them."""
         if self._file:
-            os.fsync(self._file.fileno())
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row) + "\n"
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows up to the first that is not whole: a kill may cut the last line."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+            sync(self._file)
 
 
 class StepProgress:

@@ -1,23 +1,14 @@
-"""The folder of a run: files written whole or not at all, and the config it belongs to."""
+"""The folder of a run: the config it belongs to."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from subq_jax.files import write_text
+
 _SHOWN = 5
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` so that a kill or a power cut leaves either the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def claim_workdir(workdir: Path, config: ConfigDict, data_fingerprint: str, *, write: bool = True) -> None:
@@ -47,7 +38,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, data_fingerprint: str, *, w
             )
     elif write:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(ours, indent=2, sort_keys=True) + "\n")
+        write_text(path, json.dumps(ours, indent=2, sort_keys=True) + "\n")
 
 
 def _differences(stored: Any, given: Any, name: str = "") -> list[str]:

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from configs.readme_sweep import get_config
 from experiments import sweep, sweep_cell
+from subq_jax.files import read_rows
 from subq_jax.model.config import DecoderConfig
-from subq_jax.reporting.results import read_rows
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ import pytest
 
 from subq_jax.reporting.html import format_summary, render_report, write_report
 from subq_jax.reporting.plots import arm_slope, cost_vs_length, fitted_slope, quality_vs_budget, quality_vs_length
-from subq_jax.reporting.results import Summary, read_rows, summarise, write_rows
+from subq_jax.reporting.results import Summary, summarise
 from subq_jax.reporting.verdict import verdict
 
 ARMS = [("dense", None), ("sliding_window", 32), ("sliding_window", 64), ("selective", 32), ("selective", 64)]
@@ -122,20 +122,6 @@ def test_summary_groups_and_formats():
     assert format_summary(None) == "–"
     assert format_summary(Summary((1.0,)), ".1f") == "1.0"
     assert format_summary(Summary((1.0, 3.0)), ".1f") == "2.0 ± 1.4 [1.0..3.0]"
-
-
-def test_rows_are_replaced_whole(tmp_path):
-    path = tmp_path / "new" / "results.jsonl"
-    assert read_rows(path) == []
-    write_rows(path, sweep())
-    assert read_rows(path) == sweep()
-    with pytest.raises(TypeError):
-        write_rows(path, [{"bad": object()}])
-    assert read_rows(path) == sweep()
-    assert [file.name for file in path.parent.iterdir()] == ["results.jsonl"]
-    path.write_text('{"a": 1}\n{"a":')
-    with pytest.raises(ValueError, match="results.jsonl:2 is not JSON"):
-        read_rows(path)
 
 
 def test_write_report(tmp_path):
