@@ -37,7 +37,7 @@ from subq_jax.reporting.html import write_report
 from subq_jax.reporting.results import Row
 from subq_jax.reporting.verdict import verdict
 from subq_jax.training import check_config
-from subq_jax.training.workdir import claim_workdir
+from subq_jax.training.workdir import claim_workdir, only_process_in
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file with a `sweep` section.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep: cells, results.jsonl, report.html.")
@@ -256,7 +256,8 @@ def run_sweep(config: ConfigDict, workdir: Path, *, pattern: str, parallel: int,
     """Runs the cells whose name matches `pattern`, writes results and report, returns the names of failed cells.
 
     Raises:
-      ValueError: for anything wrong with the config, the pattern, the workdir or the data, before any training.
+      ValueError: for anything wrong with the config, the pattern, the workdir (another sweep at work in it included) or
+        the data, before any training.
     """
     every = grid(config)
     try:
@@ -265,6 +266,11 @@ def run_sweep(config: ConfigDict, workdir: Path, *, pattern: str, parallel: int,
         raise ValueError(f"--cells must be a regular expression, got {pattern!r}: {error}") from error
     if not chosen:
         raise ValueError(f"--cells={pattern} matches none of {[cell.name for cell in every]}")
+    with only_process_in(workdir):
+        return _run_chosen(config, chosen, every, workdir, parallel, console)
+
+
+def _run_chosen(config, chosen, every, workdir, parallel, console) -> list[str]:
     prepare(chosen, workdir)
     todo = [cell for cell in chosen if not is_complete(cell, workdir)]
     console.print(f"{len(chosen)} cells, {len(chosen) - len(todo)} of them finished before")

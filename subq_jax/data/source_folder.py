@@ -46,8 +46,8 @@ def scan(source: str = "") -> Scan:
 
     Of the standard library (`source=""`) the documents are its `*.py` files without installed packages and without
     tests (folders `test`, `tests`, `idle_test`). Of any other folder they are all files outside hidden folders and
-    `__pycache__`. Files with NUL bytes or not UTF-8 are skipped and counted as binary, blank files as empty, and of
-    files with equal content only the first in path order stays.
+    `__pycache__`. Files with NUL bytes, or whose content or path is not UTF-8, are skipped and counted as binary, blank
+    files as empty, and of files with equal content only the first in path order stays.
 
     A document's package is its top-level folder, or the file itself at top level. Packages go to the splits by hash
     of their name, about 90/5/5 by size; with three packages or more no split is empty, with two there is no test
@@ -74,7 +74,7 @@ def _scan(folder: Path, files: tuple[tuple[str, int, int], ...]) -> Scan:
     kept: dict[str, tuple[str, int]] = {}
     for path, _, _ in files:
         content = (folder / path).read_bytes()
-        if not is_text(content):
+        if not is_text(content) or not is_text(os.fsencode(path)):
             num_binary += 1
         elif not content.strip():
             num_empty += 1

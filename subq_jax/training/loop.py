@@ -1,5 +1,6 @@
 """The training loop: data in, checkpoints and metrics out, resumable at any moment."""
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -23,7 +24,7 @@ from subq_jax.training.metrics import MetricsLog, StepProgress
 from subq_jax.training.optimizer import make_optimizer, make_schedule
 from subq_jax.training.step import StepMetrics, TrainState, abstract_state, make_train_step
 from subq_jax.training.throughput import Throughput, peak_flops
-from subq_jax.training.workdir import claim_workdir
+from subq_jax.training.workdir import claim_workdir, only_process_in
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def train(
 
     Raises:
       ValueError: for a wrong config, a batch that the mesh cannot share evenly, a workdir that belongs to another
-        config, or checkpoints none of which can be read. All before any compute.
+        config, is in use or damaged, or checkpoints none of which can be read. All before any compute.
       FloatingPointError: when the loss or gradient stops being finite, naming the step; the last good checkpoint stays.
     """
     workdir = Path(workdir).absolute()
@@ -70,8 +71,13 @@ def train(
     info = data_info(config.data)
     run = check_config(config, vocab_size=info.vocab_size)
     is_main = jax.process_index() == 0
-    claim_workdir(workdir, config, info.fingerprint, write=is_main)
+    with only_process_in(workdir) if is_main else contextlib.nullcontext():
+        claim_workdir(workdir, config, info.fingerprint, write=is_main)
+        return _run(run, workdir, mesh, is_main, show_progress, device_peak_flops)
 
+
+def _run(run: RunConfig, workdir: Path, mesh: Mesh, is_main: bool, show_progress: bool,
+         device_peak_flops: float | None) -> TrainingResult:
     optimizer = make_optimizer(run.optimizer, run.training.steps)
     graphdef, abstract, initial_state = abstract_state(
         lambda: Decoder(run.model, rngs=nnx.Rngs(run.seed)), optimizer, mesh

@@ -18,7 +18,10 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, *, restored_step: int, write: bool = True):
         self._path = workdir / "metrics.jsonl"
-        self.rows = [row for row in read_rows(self._path) if row["step"] <= restored_step]
+        rows = read_rows(self._path)
+        if any(type(row.get("step")) is not int for row in rows):
+            raise ValueError(f"{self._path} has a row without a step; mend or delete the row")
+        self.rows = [row for row in rows if row["step"] <= restored_step]
         self._file = self._board = None
         if write:
             write_rows(self._path, self.rows)

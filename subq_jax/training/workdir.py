@@ -1,12 +1,14 @@
-"""The folder of a run: the config it belongs to."""
+"""The folder of a run: the config it belongs to, and the one process that works in it."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from subq_jax.files import write_text
+from subq_jax.files import exclusive, write_text
 
 _SHOWN = 5
 
@@ -23,13 +25,13 @@ def claim_workdir(workdir: Path, config: ConfigDict, data_fingerprint: str, *, w
       write: False on all hosts but the first.
 
     Raises:
-      ValueError: when the folder belongs to another config, naming the first fields that differ.
+      ValueError: when the folder belongs to another config, naming the first fields that differ, or cannot be used.
     """
     path = workdir / "config.json"
     # Through JSON and back, so that tuples compare equal to the lists they are read as.
     ours = json.loads(json.dumps({"config": config.to_dict(), "data_fingerprint": data_fingerprint}))
     if path.exists():
-        differing = _differences(json.loads(path.read_text(encoding="utf-8")), ours)
+        differing = _differences(_read_config(path), ours)
         if differing:
             more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
             raise ValueError(
@@ -37,8 +39,40 @@ def claim_workdir(workdir: Path, config: ConfigDict, data_fingerprint: str, *, w
                 f"Choose another workdir, or give the config that it was started with"
             )
     elif write:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(ours, indent=2, sort_keys=True) + "\n")
+        with _usable(workdir):
+            write_text(path, json.dumps(ours, indent=2, sort_keys=True) + "\n")
+
+
+@contextlib.contextmanager
+def only_process_in(workdir: Path) -> Iterator[None]:
+    """Holds `workdir` for this process; the hold ends with the process, however it ends.
+
+    Raises:
+      ValueError: when another process works in the folder, or it cannot be used.
+    """
+    with contextlib.ExitStack() as stack:
+        with _usable(workdir):
+            try:
+                stack.enter_context(exclusive(workdir, wait=False))
+            except BlockingIOError:
+                raise ValueError(f"workdir {workdir} is in use: another process trains in it") from None
+        yield
+
+
+@contextlib.contextmanager
+def _usable(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"workdir {workdir} cannot be used: {error}") from error
+
+
+def _read_config(path: Path) -> Any:
+    try:
+        with _usable(path.parent):
+            return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}. Mend it, or choose another workdir") from error
 
 
 def _differences(stored: Any, given: Any, name: str = "") -> list[str]:

@@ -103,3 +103,12 @@ def test_an_unreadable_file_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
     with pytest.raises(ValueError, match="cannot be read: .*secret.txt"):
         scan(str(tmp_path))
+
+
+def test_a_file_name_that_is_not_utf8_is_skipped_and_counted(source_folder):
+    before = scan(str(source_folder))
+    with open(os.fsencode(source_folder) + b"/caf\xe9.py", "w") as file:
+        file.write("a = 1  # nowhere else\n")
+    after = scan(str(source_folder))
+    assert after.documents == before.documents
+    assert after.num_binary == before.num_binary + 1
