@@ -10,9 +10,8 @@ for locality.
 import functools
 import json
 import platform
-import statistics
-import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +20,13 @@ from absl import logging as absl_logging
 from rich.console import Console
 from rich.table import Table
 
+from experiments.timing import compiled_cost
 from subq_jax import selective_attention
 from subq_jax.attention import block_mean_attention, dense_attention, sliding_window_attention
 from subq_jax.attention.mechanisms import MECHANISMS, Mechanism
-from subq_jax.files import write_rows, write_text
-from subq_jax.reporting.plots import arm_slope, cost_vs_length
-from subq_jax.reporting.results import Row, arm_name, arms
+from subq_jax.files import append_row, write_text
+from subq_jax.reporting.plots import cost_vs_length
+from subq_jax.reporting.results import Row, arm_name, arm_slope, arms
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Folder for the results.")
 _LENGTHS = flags.DEFINE_list("lengths", ["4096", "8192", "16384", "32768", "65536"], "Context lengths, in tokens.")
@@ -43,6 +43,7 @@ _MAX_SECONDS = flags.DEFINE_float("max_seconds", 60.0, "Longest single run.", lo
 
 SINK_BLOCKS, LOCAL_BLOCKS = 1, 2
 STAGES = ("forward", "forward_backward")
+METRICS = {"seconds": "seconds", "temp_bytes": "temporaries (bytes)"}
 
 
 def make_inputs(length: int) -> tuple[jax.Array, ...]:
@@ -55,7 +56,7 @@ def make_inputs(length: int) -> tuple[jax.Array, ...]:
     return *values[:3], *map(jax.nn.softplus, values[3:])
 
 
-def arm_function(name: str, implementation: str | None = None):
+def arm_function(name: str):
     """The arm as a function of q, k, v, router_q, router_k; arms without a router ignore the last two."""
     mechanism = Mechanism(name, _BUDGET.value, _BLOCK.value, SINK_BLOCKS, LOCAL_BLOCKS)
     match name:
@@ -65,26 +66,12 @@ def arm_function(name: str, implementation: str | None = None):
             return lambda q, k, v, *router: sliding_window_attention(q, k, v, mechanism.budget)
         case "block_mean":
             return lambda q, k, v, *router: block_mean_attention(q, k, v, mechanism.selection_config())
-    return functools.partial(
-        selective_attention, config=mechanism.selection_config(), implementation=implementation)
+    return functools.partial(selective_attention, config=mechanism.selection_config())
 
 
 def with_gradients(function, used: int):
     """The function's gradients with respect to its first `used` arguments."""
     return jax.grad(lambda *values: function(*values).astype(jnp.float32).sum(), argnums=range(used))
-
-
-def measure(function, values, repeats: int) -> dict[str, float]:
-    """Median seconds of the compiled function, and the compiler's account of its temporaries in bytes."""
-    compiled = jax.jit(function).lower(*values).compile()
-    jax.block_until_ready(compiled(*values))
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(*values))
-        seconds.append(time.perf_counter() - start)
-    analysis = compiled.memory_analysis()
-    return {"seconds": statistics.median(seconds), "temp_bytes": analysis and analysis.temp_size_in_bytes}
 
 
 def selective_error(values) -> float:
@@ -100,43 +87,78 @@ def selective_error(values) -> float:
     return float(difference / jnp.linalg.norm(expected.ravel()))
 
 
-def run(console: Console) -> list[Row]:
-    """Times every arm at every length."""
+def run(path: Path, console: Console) -> list[Row]:
+    """Times every arm at every length; each row is in the file `path` as soon as it is measured."""
     rows, slow = [], {}
-    for length in sorted(int(x) for x in _LENGTHS.value):
-        values = make_inputs(length)
-        for name in _MECHANISMS.value:
-            for stage in STAGES:
-                row = {"task": stage, "mechanism": name, "budget": None if name == "dense" else _BUDGET.value,
-                       "seed": 0, "length": length, "train_length": length}
-                before = slow.get((name, stage))
-                if before and before[1] * (length / before[0]) ** 2 > _MAX_SECONDS.value:
-                    console.print(f"{name} {stage} at {length}: left out, it would take more than --max_seconds")
-                    continue
-                function = arm_function(name)
-                if stage == "forward_backward":
-                    function = with_gradients(function, used=5 if name == "selective" else 3)
-                result = measure(function, values, _REPEATS.value)
-                slow[name, stage] = (length, result["seconds"])
-                rows.append(row | result | {"status": "ok"})
-                console.print(f"{arm_name(name, row['budget'])} {stage} at {length}: {result['seconds']:.3f} s, "
-                              f"{(result['temp_bytes'] or 0) / 2**20:.0f} MiB")
+    with path.open("w", encoding="utf-8") as file:
+        for length in sorted(int(x) for x in _LENGTHS.value):
+            values = make_inputs(length)
+            for name in _MECHANISMS.value:
+                for stage in STAGES:
+                    before = slow.get((name, stage))
+                    if before and before[1] * (length / before[0]) ** 2 > _MAX_SECONDS.value:
+                        console.print(f"{name} {stage} at {length}: left out, it would take more than --max_seconds")
+                        continue
+                    row = {"task": stage, "mechanism": name, "budget": None if name == "dense" else _BUDGET.value,
+                           "seed": 0, "status": "ok", "length": length, "train_length": length}
+                    row |= compiled_cost(stage_function(name, stage), *values, repeats=_REPEATS.value)
+                    slow[name, stage] = (length, row["seconds"])
+                    rows.append(row)
+                    append_row(file, row)
+                    console.print(f"{arm_name(name, row['budget'])} {stage} at {length}: {row['seconds']:.3f} s, "
+                                  f"{_mebibytes(row)} MiB")
     return rows
+
+
+def stage_function(name: str, stage: str):
+    """What is timed: the arm, or its gradients with respect to everything that it reads."""
+    function = arm_function(name)
+    return function if stage == "forward" else with_gradients(function, used=5 if name == "selective" else 3)
+
+
+def summarise_stage(stage: str, rows: list[Row], workdir: Path, device: str, console: Console) -> dict[str, Any]:
+    """Prints a stage's table, writes its plots, returns the slopes of cost over length by arm."""
+    table = Table(title=f"{stage}, {device}")
+    for column in ("arm", "length", "seconds", "temporaries MiB", "over dense"):
+        table.add_column(column, justify="right")
+    dense = {row["length"]: row["seconds"] for row in rows if row["mechanism"] == "dense"}
+    for row in rows:
+        speedup = f"{dense[row['length']] / row['seconds']:.2f}x" if row["length"] in dense else "-"
+        table.add_row(arm_name(row["mechanism"], row["budget"]), str(row["length"]), f"{row['seconds']:.3f}",
+                      _mebibytes(row), speedup)
+    console.print(table)
+    for metric, label in METRICS.items():
+        png = cost_vs_length(rows, metric, title=stage.replace("_", " + "), ylabel=label)
+        (workdir / f"{stage}_{metric}.png").write_bytes(png)
+    slopes = {}
+    for arm in arms(rows):
+        slopes[f"{arm_name(*arm)} {stage}"] = {metric: arm_slope(rows, *arm, metric) for metric in METRICS}
+    for name, values in slopes.items():
+        shown = ("n/a" if slope is None else f"{slope:.2f}" for slope in values.values())
+        console.print(f"{name}: " + ", ".join(f"slope of {m} {s}" for m, s in zip(values, shown, strict=True)))
+    return slopes
+
+
+def _mebibytes(row: Row) -> str:
+    return "n/a" if row["temp_bytes"] is None else f"{row['temp_bytes'] / 2**20:.1f}"
+
+
+def check_flags() -> None:
+    """Raises UsageError for lengths that are none and arms that cannot spend the budget."""
+    if any(not x.isdigit() or int(x) < 1 for x in _LENGTHS.value):
+        raise app.UsageError(f"--lengths must be positive integers, got {_LENGTHS.value}")
+    try:
+        for name in _MECHANISMS.value:
+            arm_function(name)
+    except ValueError as error:
+        raise app.UsageError(str(error)) from error
 
 
 def main(argv: list[str]) -> None:
     """Runs the benchmark and writes its results."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
-    if unknown := set(_MECHANISMS.value) - set(MECHANISMS):
-        raise app.UsageError(f"--mechanisms must be some of {MECHANISMS}, got {sorted(unknown)}")
-    if any(not x.isdigit() or int(x) < 1 for x in _LENGTHS.value):
-        raise app.UsageError(f"--lengths must be positive integers, got {_LENGTHS.value}")
-    try:
-        for name in _MECHANISMS.value:
-            Mechanism(name, _BUDGET.value, _BLOCK.value, SINK_BLOCKS, LOCAL_BLOCKS)
-    except ValueError as error:
-        raise app.UsageError(str(error)) from error
+    check_flags()
     absl_logging.set_verbosity(absl_logging.WARNING)
     console, workdir = Console(), Path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -149,29 +171,11 @@ def main(argv: list[str]) -> None:
         error = selective_error(make_inputs(min(int(x) for x in _LENGTHS.value)))
         report["selective_relative_error"] = error
         console.print(f"selective against the float32 reference: relative error {error:.1e}")
-    rows = run(console)
+    rows = run(workdir / "results.jsonl", console)
     report["slopes"] = {}
     for stage in STAGES:
         mine = [row for row in rows if row["task"] == stage]
-        table = Table(title=f"{stage}, {report['device']}")
-        for column in ("arm", "length", "seconds", "temporaries MiB", "over dense"):
-            table.add_column(column, justify="right")
-        dense = {row["length"]: row["seconds"] for row in mine if row["mechanism"] == "dense"}
-        for row in mine:
-            speedup = f"{dense[row['length']] / row['seconds']:.2f}x" if row["length"] in dense else "-"
-            table.add_row(arm_name(row["mechanism"], row["budget"]), str(row["length"]), f"{row['seconds']:.3f}",
-                          f"{(row['temp_bytes'] or 0) / 2**20:.0f}", speedup)
-        console.print(table)
-        for mechanism, budget in arms(mine):
-            slopes = {metric: arm_slope(mine, mechanism, budget, metric) for metric in ("seconds", "temp_bytes")}
-            report["slopes"][f"{arm_name(mechanism, budget)} {stage}"] = slopes
-            console.print(f"{arm_name(mechanism, budget)} {stage}: " + ", ".join(
-                f"slope of {metric} {'n/a' if slope is None else format(slope, '.2f')}"
-                for metric, slope in slopes.items()))
-        for metric, label in (("seconds", "seconds"), ("temp_bytes", "temporaries (bytes)")):
-            png = cost_vs_length(mine, metric, title=stage.replace("_", " + "), ylabel=label)
-            (workdir / f"{stage}_{metric}.png").write_bytes(png)
-    write_rows(workdir / "results.jsonl", rows)
+        report["slopes"] |= summarise_stage(stage, mine, workdir, report["device"], console)
     write_text(workdir / "report.json", json.dumps(report, indent=1))
     console.print(f"results in {workdir}")
 

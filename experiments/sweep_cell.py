@@ -16,7 +16,6 @@ import queue
 import statistics
 import sys
 import threading
-import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from absl import logging as absl_logging
 from flax import nnx
 from ml_collections import ConfigDict
 
+from experiments.timing import compiled_cost
 from subq_jax.evaluation import evaluate
 from subq_jax.files import write_text
 from subq_jax.model.flops import forward_flops, training_flops
@@ -114,16 +114,8 @@ def forward_cost(model: nnx.Module, length: int, repeats: int) -> Row:
     """Median time of one sequence's compiled forward pass, and the compiler's account of its temporaries in bytes."""
     graphdef, params = nnx.split(model)
     tokens = jnp.arange(length, dtype=jnp.int32)[None] % model.config.vocab_size
-    forward = jax.jit(lambda params, tokens: nnx.merge(graphdef, params)(tokens)).lower(params, tokens).compile()
-    forward(params, tokens).block_until_ready()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        forward(params, tokens).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    analysis = forward.memory_analysis()  # None where a backend does not offer it
-    return {"forward_seconds": statistics.median(seconds),
-            "forward_temp_bytes": analysis and analysis.temp_size_in_bytes}
+    cost = compiled_cost(lambda params, tokens: nnx.merge(graphdef, params)(tokens), params, tokens, repeats=repeats)
+    return {f"forward_{name}": value for name, value in cost.items()}
 
 
 def failed_row(cell: Cell, folder: Path, error: str) -> Row:

@@ -2,12 +2,11 @@
 
 import io
 
-import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from subq_jax.reporting.results import Row, arm_name, arms, succeeded, summarise
+from subq_jax.reporting.results import Row, arm_name, arm_slope, arms, succeeded, summarise
 
 # Okabe & Ito (2008), a palette that stays apart for every common kind of colour vision.
 COLOURS = {
@@ -71,20 +70,6 @@ def cost_vs_length(rows: list[Row], metric: str, *, title: str, ylabel: str) -> 
     axes.set_yscale("log")
     _log_lengths(axes, [row["length"] for row in succeeded(rows)])
     return _png(figure, axes)
-
-
-def fitted_slope(lengths: list[float], costs: list[float]) -> float | None:
-    """Slope of log cost over log length by least squares; None for fewer than two distinct positive points."""
-    points = [(length, cost) for length, cost in zip(lengths, costs, strict=True) if length > 0 and cost > 0]
-    if len({length for length, _ in points}) < 2:
-        return None
-    return float(np.polyfit(*np.log(np.asarray(points, np.float64)).T, 1)[0])
-
-
-def arm_slope(rows: list[Row], mechanism: str, budget: int | None, metric: str) -> float | None:
-    """The fitted slope of an arm's mean cost over length."""
-    points = summarise(succeeded(rows, mechanism=mechanism, budget=budget), metric, ["length"])
-    return fitted_slope([length for length, in points], [summary.mean for summary in points.values()])
 
 
 def _draw_arms(axes, rows, metric, slopes=False):

@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 Row = dict[str, Any]
 
 
@@ -51,6 +53,20 @@ def summarise(rows: Iterable[Row], metric: str, by: Sequence[str]) -> dict[tuple
         if row.get(metric) is not None:
             groups[tuple(row.get(name) for name in by)].append(float(row[metric]))
     return {key: Summary(tuple(values)) for key, values in groups.items()}
+
+
+def fitted_slope(lengths: list[float], costs: list[float]) -> float | None:
+    """Slope of log cost over log length by least squares; None for fewer than two distinct positive points."""
+    points = [(length, cost) for length, cost in zip(lengths, costs, strict=True) if length > 0 and cost > 0]
+    if len({length for length, _ in points}) < 2:
+        return None
+    return float(np.polyfit(*np.log(np.asarray(points, np.float64)).T, 1)[0])
+
+
+def arm_slope(rows: list[Row], mechanism: str, budget: int | None, metric: str) -> float | None:
+    """The fitted slope of an arm's mean cost over length."""
+    points = summarise(succeeded(rows, mechanism=mechanism, budget=budget), metric, ["length"])
+    return fitted_slope([length for length, in points], [summary.mean for summary in points.values()])
 
 
 def arms(rows: Iterable[Row]) -> list[tuple[str, int | None]]:

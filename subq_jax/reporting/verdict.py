@@ -1,7 +1,6 @@
 """What a sweep shows, in plain sentences computed from its rows."""
 
-from subq_jax.reporting.plots import arm_slope
-from subq_jax.reporting.results import Row, Summary, arm_name, arms, succeeded, summarise
+from subq_jax.reporting.results import Row, Summary, arm_name, arm_slope, arms, succeeded, summarise
 
 LEARNED = 0.9  # dense must answer this share right at the training length, or a comparison says nothing
 FAILS = 0.2  # an arm this far below dense somewhere has lost what it had to look up

@@ -8,8 +8,8 @@ import matplotlib.image
 import pytest
 
 from subq_jax.reporting.html import format_summary, render_report, write_report
-from subq_jax.reporting.plots import arm_slope, cost_vs_length, fitted_slope, quality_vs_budget, quality_vs_length
-from subq_jax.reporting.results import Summary, summarise
+from subq_jax.reporting.plots import cost_vs_length, quality_vs_budget, quality_vs_length
+from subq_jax.reporting.results import Summary, arm_slope, fitted_slope, summarise
 from subq_jax.reporting.verdict import verdict
 
 ARMS = [("dense", None), ("sliding_window", 32), ("sliding_window", 64), ("selective", 32), ("selective", 64)]

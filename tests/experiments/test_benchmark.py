@@ -1,0 +1,45 @@
+"""The benchmark of attention, on lengths that take seconds."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from subq_jax.files import read_rows
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("--budget=32", "--block_size=8", "--num_heads=2", "--head_dim=8", "--router_dim=8", "--repeats=1")
+
+
+def benchmark(workdir, *flags):
+    command = [sys.executable, "-m", "experiments.benchmark_attention", f"--workdir={workdir}", *SMALL, *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_every_arm_is_timed_and_the_quadratic_one_is_left_out_in_time(tmp_path):
+    done = benchmark(tmp_path, "--lengths=64,128", "--mechanisms=dense,sliding_window,block_mean,selective")
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(tmp_path / "results.jsonl")
+    assert len(rows) == 4 * 2 * 2 and all(row["seconds"] > 0 for row in rows)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["selective_relative_error"] < 1e-5
+    assert set(report["slopes"]["selective 32 forward"]) == {"seconds", "temp_bytes"}
+    assert (tmp_path / "forward_seconds.png").read_bytes().startswith(b"\x89PNG")
+
+    done = benchmark(tmp_path, "--lengths=64,128", "--mechanisms=dense", "--max_seconds=0")
+    assert done.returncode == 0 and "dense forward at 128: left out" in done.stdout
+    assert [row["length"] for row in read_rows(tmp_path / "results.jsonl")] == [64, 64]
+
+
+@pytest.mark.parametrize(("flag", "message"), [
+    ("--lengths=64,x", "--lengths must be positive integers"),
+    ("--mechanisms=lsh", "mechanism must be one of"),
+    ("--budget=20", "budget of .* must be a multiple of block_size=8"),
+])
+def test_wrong_flags_are_named(tmp_path, flag, message):
+    done = benchmark(tmp_path, flag)
+    assert done.returncode != 0 and not (tmp_path / "results.jsonl").exists()
+    assert re.search(message, done.stdout + done.stderr)
