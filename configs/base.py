@@ -35,6 +35,8 @@ def small_run(arg: str) -> ConfigDict:
     config.model.sink_blocks = 1
     config.model.local_blocks = 1
     config.model.router_dim = 128
+    config.model.rope_base = 10_000.0
+    config.model.param_dtype = "float32"
     config.model.dtype = "float32"  # CPUs have no fast bfloat16; take "bfloat16" on accelerators
 
     config.optimizer = ConfigDict()

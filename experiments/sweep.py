@@ -1,9 +1,9 @@
 """Compares mechanisms: `python -m experiments.sweep --config=configs/readme_sweep.py --workdir=runs/readme`.
 
 Trains every cell of the grid task x mechanism x budget x seed that `config.sweep` describes, scores and times it at
-each evaluation length, and writes `results.jsonl` and a self-contained `report.html` into the workdir. Started again
-with the same command it skips finished cells, resumes the one that was cut off and tries failed ones anew. A cell that
-fails is reported and the rest goes on; the exit status then is 1.
+each evaluation length, and writes `results.jsonl`, a self-contained `report.html` and its `plots` into the workdir.
+Started again with the same command it skips finished cells, resumes the one that was cut off and tries failed ones
+anew. A cell that fails is reported and the rest goes on; the exit status then is 1.
 """
 
 import contextlib
@@ -28,12 +28,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments import sweep_cell
+from experiments.program import run
 from experiments.sweep_cell import Cell
 from subq_jax.checks import check_integer
-from subq_jax.data import data_info, make_eval_batches
+from subq_jax.data import data_info
 from subq_jax.data.config import RECALL_TASKS
+from subq_jax.data.recall import check_eval_length
 from subq_jax.files import write_rows, write_text
-from subq_jax.reporting.html import write_report
+from subq_jax.reporting.html import write_plots, write_report
 from subq_jax.reporting.results import Row
 from subq_jax.reporting.verdict import verdict
 from subq_jax.training import check_config
@@ -91,7 +93,7 @@ def _cell(config, task, overrides, mechanism, budget, seed, evaluation) -> Cell:
         run = check_config(own)
         if run.data.task in RECALL_TASKS:
             for length in evaluation["lengths"]:
-                make_eval_batches(run.data, seed=seed, block_size=1, length=length, num_batches=1, batch_size=1)
+                check_eval_length(run.data, length)
     except ValueError as error:
         raise ValueError(f"cell {name}: {error}") from error
     return Cell(name, task, mechanism, budget, seed, own.to_dict(), evaluation)
@@ -129,7 +131,7 @@ def run_cells(cells: list[Cell], workdir: Path, workers: list[Callable[[Path], N
     with Progress(*columns, console=console) as progress, ThreadPoolExecutor(len(workers)) as pool:
         bar = progress.add_task("cells", total=len(cells), now="")
 
-        def run(cell: Cell) -> None:
+        def run_one(cell: Cell) -> None:
             folder, worker = _folder(workdir, cell), free.get()
             with lock:
                 running.append(cell.name)
@@ -147,7 +149,7 @@ def run_cells(cells: list[Cell], workdir: Path, workers: list[Callable[[Path], N
                 console.print(_one_line(cell, rows), highlight=False, markup=False)
 
         try:
-            list(pool.map(run, cells))
+            list(pool.map(run_one, cells))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -228,11 +230,19 @@ def _one_line(cell: Cell, rows: list[Row]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    names = ("subq_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+    names = ("jax", "jaxlib", "flax", "optax", "numpy")
     device = jax.devices()[0]
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names} | {
+    return {"python": platform.python_version(), "subq_jax": _own_version()} | {
+        name: importlib.metadata.version(name) for name in names} | {
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
         "device": f"{device.platform} ({device.device_kind})"}
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("subq_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "run from a folder, not installed"
 
 
 def _notes(parallel: int) -> list[str]:
@@ -282,6 +292,7 @@ def _run_chosen(config, chosen, every, workdir, parallel, console) -> list[str]:
     write_report(workdir / "report.html", rows, title="Selective attention against its rivals",
                  expected=[cell.place() for cell in every], config=config.to_dict(), versions=_versions(),
                  notes=_notes(parallel))
+    write_plots(workdir / "plots", rows)
     for sentence in verdict(rows):
         console.print(f"- {sentence}", highlight=False, markup=False)
     console.print(f"Report: {workdir / 'report.html'}", soft_wrap=True)
@@ -303,4 +314,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    run(main)

@@ -12,6 +12,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from experiments.program import run
 from subq_jax.parallel import maybe_initialize_distributed, parse_mesh
 from subq_jax.training import train
 
@@ -63,4 +64,4 @@ def keep_compiled(workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

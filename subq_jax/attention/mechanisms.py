@@ -40,8 +40,3 @@ class Mechanism:
         num_blocks = self.budget // self.block_size - self.sink_blocks - self.local_blocks
         pooling = "max" if self.name == "selective" else "mean"
         return SelectionConfig(self.block_size, num_blocks, self.local_blocks, self.sink_blocks, pooling)
-
-
-def check_mechanism(name: str, budget: int, block_size: int, sink_blocks: int, local_blocks: int) -> None:
-    """Raises ValueError unless the mechanism exists and can spend the budget."""
-    Mechanism(name, budget, block_size, sink_blocks, local_blocks)

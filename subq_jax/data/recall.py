@@ -76,6 +76,11 @@ def eval_batches(config: DataConfig, *, seed: int, length: int, num_batches: int
     ]
 
 
+def check_eval_length(config: DataConfig, length: int) -> None:
+    """Raises `ValueError` unless held-out sequences of `length` tokens have room for all pairs and questions."""
+    _check_fit(config, length, config.num_pairs, _num_eval_queries(config))
+
+
 def stage(config: DataConfig, step: int) -> tuple[int, int, int]:
     """(length, num_pairs, num_queries) of training step `step`."""
     length, num_pairs = config.seq_len, config.num_pairs
@@ -96,7 +101,7 @@ def check(config: DataConfig, process_count: int = 1) -> None:
                 f"batch_size*seq_len/process_count={tokens / process_count:g}, got {length}"
             )
         _check_fit(config, length, num_pairs, num_queries)
-    _check_fit(config, config.seq_len, config.num_pairs, _num_eval_queries(config))
+    check_eval_length(config, config.seq_len)
 
 
 def _num_eval_queries(config: DataConfig) -> int:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from subq_jax.attention.mechanisms import check_mechanism
+from subq_jax.attention.mechanisms import Mechanism
 from subq_jax.checks import check_fields, check_integer
 
 LAYER_KINDS = ("local", "selective")
@@ -36,8 +36,8 @@ class DecoderConfig:
     block_size: int = 64
     sink_blocks: int = 1
     local_blocks: int = 2
-    router_dim: int = 64
-    key_conv_width: int = 3
+    router_dim: int = 128
+    key_conv_width: int = 2
     rope_base: float = 10_000.0
     dtype: str = "bfloat16"
     param_dtype: str = "float32"
@@ -58,7 +58,7 @@ class DecoderConfig:
         for name, allowed in (("dtype", DTYPES), ("param_dtype", PARAM_DTYPES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        check_mechanism(self.mechanism, self.budget, self.block_size, self.sink_blocks, self.local_blocks)
+        _ = self.arm  # refuses an unknown mechanism and a budget that it cannot spend
         kinds = self.layer_pattern
         if not isinstance(kinds, list | tuple) or not kinds or any(kind not in LAYER_KINDS for kind in kinds):
             raise ValueError(f"model.layer_pattern must be a non-empty tuple of {LAYER_KINDS}, got {kinds!r}")
@@ -73,6 +73,11 @@ class DecoderConfig:
         """
         check_fields("model", values, [field.name for field in dataclasses.fields(cls)], ["vocab_size"])
         return cls(**{name: values[name] for name in values})
+
+    @property
+    def arm(self) -> Mechanism:
+        """The mechanism of the selective layers at its budget."""
+        return Mechanism(self.mechanism, self.budget, self.block_size, self.sink_blocks, self.local_blocks)
 
     @property
     def layer_kinds(self) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from subq_jax.attention.mechanisms import Mechanism
 from subq_jax.axes import Activations, Logits, SegmentIds, Tokens
 from subq_jax.model.attention_modules import (
     BlockMeanAttention,
@@ -104,11 +103,7 @@ class SwiGLU(nnx.Module):
 
 
 def build_attention(config: DecoderConfig, kind: str, *, rngs: nnx.Rngs) -> CausalAttention:
-    """The attention module of a layer: a RoPE window for `"local"`, the configured mechanism for `"selective"`.
-
-    Raises:
-      ValueError: for an unknown mechanism, or a budget that it cannot spend.
-    """
+    """The attention module of a layer: a RoPE window for `"local"`, the configured mechanism for `"selective"`."""
     options = {
         "num_heads": config.num_heads, "in_features": config.width, "num_kv_heads": config.num_kv_heads,
         "qkv_features": config.num_heads * config.head_dim, "out_features": config.width,
@@ -117,20 +112,18 @@ def build_attention(config: DecoderConfig, kind: str, *, rngs: nnx.Rngs) -> Caus
         "kernel_init": _named(nnx.initializers.lecun_normal(), "embed", "heads", "head_dim"),
         "out_kernel_init": _named(nnx.initializers.lecun_normal(), "heads", "head_dim", "embed"),
     }
-    mechanism = Mechanism(
-        config.mechanism, config.budget, config.block_size, config.sink_blocks, config.local_blocks)
     if kind == "local":
         return SlidingWindowAttention(**options, window=config.local_window, rope_base=config.rope_base)
-    match mechanism.name:
+    match config.mechanism:
         case "dense":
             return DenseAttention(**options)
         case "sliding_window":
             return SlidingWindowAttention(**options, window=config.budget)
         case "block_mean":
-            return BlockMeanAttention(**options, selection=mechanism.selection_config())
+            return BlockMeanAttention(**options, selection=config.arm.selection_config())
         case "selective":
             return SelectiveAttention(
-                **options, selection=mechanism.selection_config(), router_dim=config.router_dim)
+                **options, selection=config.arm.selection_config(), router_dim=config.router_dim)
 
 
 def _named(init, *names: str):

@@ -6,7 +6,6 @@ softmax, norms and activations (a few operations per element) are left out. Ever
 of twelve million costs the same to evaluate as one of twelve.
 """
 
-from subq_jax.attention.mechanisms import Mechanism
 from subq_jax.model.config import DecoderConfig
 
 
@@ -23,11 +22,10 @@ def forward_flops(config: DecoderConfig, length: int) -> dict[str, float]:
       `logits` and their sum `total`.
 
     Raises:
-      ValueError: if `length` is below 1, the mechanism is unknown or cannot spend the budget.
+      ValueError: if `length` is below 1.
     """
     if length < 1:
         raise ValueError(f"length must be >= 1, got {length}")
-    _mechanism(config)  # refuses what it cannot count
     kinds = config.layer_kinds
     selective, local = kinds.count("selective"), kinds.count("local")
     per_visible = 2 * 2 * config.num_heads * config.head_dim
@@ -75,11 +73,7 @@ def candidate_pairs(config: DecoderConfig, length: int) -> int:
 
 def selected_blocks(config: DecoderConfig) -> int:
     """Blocks a query selects (`M`): what the budget leaves after the sink and local blocks."""
-    return _mechanism(config).selection_config().num_blocks
-
-
-def _mechanism(config: DecoderConfig) -> Mechanism:
-    return Mechanism(config.mechanism, config.budget, config.block_size, config.sink_blocks, config.local_blocks)
+    return config.arm.selection_config().num_blocks
 
 
 def _sum_over_positions(length: int, block_size: int, most: int) -> int:

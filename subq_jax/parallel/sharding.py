@@ -16,7 +16,6 @@ RULES = {
     "batch": ("data", "fsdp"),
     "embed": ("fsdp",),
     "heads": ("tensor",),
-    "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
 }
@@ -88,6 +87,23 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
         return jax.tree.map(lambda _: NamedSharding(mesh, spec), leaf)
 
     return jax.tree.map(one, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def check_mesh_is_used(shardings: Any, mesh: Mesh) -> None:
+    """Refuses a mesh whose devices would all do the same work along some axis.
+
+    Args:
+      shardings: from `state_shardings`.
+      mesh: the mesh of the run.
+
+    Raises:
+      ValueError: naming the axis of size above 1 that neither the batch nor any parameter is cut along.
+    """
+    specs = [sharding.spec for sharding in jax.tree.leaves(shardings)]
+    used = {axis for spec in specs for entry in spec if entry for axis in np.atleast_1d(entry)} | set(RULES["batch"])
+    if idle := [f"{axis}:{size}" for axis, size in mesh.shape.items() if size > 1 and axis not in used]:
+        raise ValueError(f"mesh axis {', '.join(idle)} divides no parameter of this model: its devices would all do "
+                         f"the same work. Take a divisor of its heads, MLP width or vocabulary, or another axis")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

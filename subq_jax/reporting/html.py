@@ -5,6 +5,7 @@ import html
 import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from subq_jax.files import write_text
@@ -45,11 +46,10 @@ def render_report(rows: list[Row], *, title: str, expected: Sequence[Row] = (), 
       versions: program and library versions, name to version.
       notes: sentences on how measurements were taken.
     """
-    done = succeeded(rows)
     body = [_element("h1", title), "<h2>What this run shows</h2>", _list(verdict(rows))]
     body += _problems(rows, expected)
-    for task in sorted({row["task"] for row in done}):
-        body += _task_section(task, succeeded(done, task=task))
+    for task, here in _by_task(rows):
+        body += _task_section(task, here)
     if notes:
         body += ["<h2>How it was measured</h2>", _list(notes)]
     if versions:
@@ -58,6 +58,16 @@ def render_report(rows: list[Row], *, title: str, expected: Sequence[Row] = (), 
         body += ["<h2>Configuration</h2>", _element("pre", json.dumps(config, indent=2, default=str))]
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
             f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n")
+
+
+def write_plots(folder: str | os.PathLike, rows: list[Row]) -> None:
+    """Writes every plot of the report into `folder` as a PNG file, for instance `recall_accuracy_vs_length.png`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, here in _by_task(rows):
+        for metric in (*_QUALITY, *_COSTS):
+            for against, _, png in _plots(task, here, metric):
+                (folder / f"{task}_{metric}_vs_{against}.png").write_bytes(png)
 
 
 def format_summary(summary: Summary | None, style: str = ".3f") -> str:
@@ -74,18 +84,33 @@ def _task_section(task, rows):
     for metric, label in _QUALITY.items():
         if any(row.get(metric) is not None for row in rows):
             parts.append(_element("h3", label.capitalize()))
-            for against, draw in (("length", plots.quality_vs_length), ("budget", plots.quality_vs_budget)):
-                title = f"{task}: {label} against {against}"
-                parts.append(_image(draw(rows, metric, title=title, ylabel=label), title))
+            parts += [_image(png, title) for _, title, png in _plots(task, rows, metric)]
             parts.append(_table_by_length(rows, metric, ".3f"))
     parts.append("<h3>Cost</h3>")
     for metric, (label, unit) in _COSTS.items():
-        if any(row.get(metric) for row in rows):  # logarithmic axes have no place for 0
-            title = f"{task}: {label}"
-            parts.append(_image(plots.cost_vs_length(rows, metric, title=title, ylabel=unit), title))
+        for _, title, png in _plots(task, rows, metric):
+            parts.append(_image(png, title))
             parts += [_element("p", f"{label.capitalize()} ({unit}):"), _table_by_length(rows, metric, ".3g")]
     parts += ["<p>Training, per arm:</p>", _training_table(rows)]
     return parts
+
+
+def _by_task(rows):
+    done = succeeded(rows)
+    return [(task, succeeded(done, task=task)) for task in sorted({row["task"] for row in done})]
+
+
+def _plots(task, rows, metric):
+    """(what it is drawn against, title, PNG) of each plot of a metric; none where nothing was measured."""
+    if metric in _QUALITY:
+        label = _QUALITY[metric]
+        if any(row.get(metric) is not None for row in rows):
+            for against, draw in (("length", plots.quality_vs_length), ("budget", plots.quality_vs_budget)):
+                title = f"{task}: {label} against {against}"
+                yield against, title, draw(rows, metric, title=title, ylabel=label)
+    elif any(row.get(metric) for row in rows):  # logarithmic axes have no place for 0
+        label, unit = _COSTS[metric]
+        yield "length", f"{task}: {label}", plots.cost_vs_length(rows, metric, title=f"{task}: {label}", ylabel=unit)
 
 
 def _table_by_length(rows, metric, style):
@@ -103,7 +128,7 @@ def _table_by_length(rows, metric, style):
 
 def _training_table(rows):
     metrics = {"train_step_seconds": "step time (median, s)", "train_flops_per_second": "FLOP/s while stepping",
-               "train_seconds": "training (s)", "train_steps": "steps", "parameters": "parameters"}
+               "train_steps": "steps", "parameters": "parameters"}
     shown = [metric for metric in metrics if any(row.get(metric) is not None for row in rows)]
     once = list({row["cell"]: row for row in rows}.values())  # a cell's rows repeat what does not depend on length
     tables = {metric: summarise(once, metric, ["mechanism", "budget"]) for metric in shown}

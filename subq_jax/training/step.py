@@ -11,7 +11,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from subq_jax.evaluation.losses import weighted_cross_entropy
-from subq_jax.parallel.sharding import activation_mesh, batch_sharding, replicated, state_shardings
+from subq_jax.parallel.sharding import (
+    activation_mesh,
+    batch_sharding,
+    check_mesh_is_used,
+    replicated,
+    state_shardings,
+)
 
 
 @flax.struct.dataclass
@@ -44,7 +50,10 @@ def abstract_state(
       mesh: the mesh that the logical axis names are laid out on.
 
     Returns:
-      the model's graph, the state as `ShapeDtypeStruct`s with shardings, and a function that initialises it.
+      The model's graph, the state as `ShapeDtypeStruct`s with shardings, and a function that initialises it.
+
+    Raises:
+      ValueError: when an axis of the mesh would cut nothing.
     """
 
     def init():
@@ -54,6 +63,7 @@ def abstract_state(
     graphdef, _ = jax.eval_shape(lambda: nnx.split(make_model()))
     shapes = jax.eval_shape(init)
     shardings = state_shardings(shapes, mesh)
+    check_mesh_is_used(shardings, mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return graphdef, abstract, jax.jit(init, out_shardings=shardings)
 

@@ -1,29 +1,17 @@
 """Generation with caches is the full forward pass, one token at a time, for every mechanism."""
 
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_decoder import SHAPE, decoder
 
 from subq_jax.attention.mechanisms import MECHANISMS
 from subq_jax.inference.generate import generate
-from subq_jax.model.config import DecoderConfig
-from subq_jax.model.decoder import Decoder
 
-VOCABULARY = 32
-
-
-@functools.cache
-def decoder(mechanism, **changes):
-    """Blocks of 4, a local window of 6; a selecting arm sees 3 blocks, a sliding window 12 tokens."""
-    shape = {
-        "vocab_size": VOCABULARY, "num_layers": 2, "width": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8,
-        "mlp_width": 16, "local_window": 6, "budget": 12, "block_size": 4, "sink_blocks": 1, "local_blocks": 1,
-        "router_dim": 4, "dtype": "float32"}
-    return Decoder(DecoderConfig(mechanism=mechanism, **shape | changes), rngs=nnx.Rngs(0))
+VOCABULARY = SHAPE["vocab_size"]
 
 
 def tokens(length, batch=2, seed=0):

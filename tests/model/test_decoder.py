@@ -7,16 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_decoder import SHAPE, decoder
 
 from subq_jax.attention.mechanisms import MECHANISMS
 from subq_jax.model.config import DecoderConfig
-from subq_jax.model.decoder import Decoder
 
-VOCABULARY, LENGTH = 40, 40
-SHAPE = {
-    "vocab_size": VOCABULARY, "num_layers": 2, "width": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8,
-    "mlp_width": 16, "local_window": 6, "budget": 12, "block_size": 4, "sink_blocks": 1, "local_blocks": 1,
-    "router_dim": 4, "dtype": "float32"}
+VOCABULARY, LENGTH = SHAPE["vocab_size"], 40
 DOCUMENTS = ((0, 13), (16, 25), (28, 40))  # begin and end; padding in between
 EVERYTHING = 4 * (10 + 2)  # a budget that selects all blocks
 PACKED = np.full(LENGTH, -1, np.int32)
@@ -25,11 +21,6 @@ for _number, (_begin, _end) in enumerate(DOCUMENTS):
 
 arms = pytest.mark.parametrize(("mechanism", "dense_selection"), [*((m, False) for m in MECHANISMS),
                                                                   ("selective", True)])
-
-
-@functools.cache
-def decoder(mechanism, **changes):
-    return Decoder(DecoderConfig(mechanism=mechanism, **SHAPE | changes), rngs=nnx.Rngs(0))
 
 
 @functools.partial(nnx.jit, static_argnames="dense_selection")

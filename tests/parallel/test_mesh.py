@@ -4,9 +4,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from subq_jax.parallel import MESH_AXES, logical_spec, parse_mesh, put_batch, state_shardings
+from subq_jax.parallel.sharding import check_mesh_is_used
 
 
 class Device:
@@ -42,10 +43,18 @@ def test_logical_names_become_mesh_axes():
     assert logical_spec(("embed", "heads", "head_dim"), (32, 4, 8), mesh) == PartitionSpec("fsdp", "tensor", None)
     assert logical_spec(("batch", None), (16, 128), mesh) == PartitionSpec(("data", "fsdp"), None)
     # Sizes that do not divide are replicated, and no mesh axis is used twice.
-    assert logical_spec(("embed", "kv_heads"), (30, 1), mesh) == PartitionSpec(None, None)
+    assert logical_spec(("embed", "heads"), (30, 1), mesh) == PartitionSpec(None, None)
     assert logical_spec(("heads", "mlp"), (4, 8), mesh) == PartitionSpec("tensor", None)
     with pytest.raises(ValueError, match=r"must name each of the 2 dimensions of \(4, 8\), got \('heads',\)"):
         logical_spec(("heads",), (4, 8), mesh)
+
+
+def test_a_mesh_axis_that_cuts_nothing_is_named():
+    mesh = AbstractMesh((1, 2, 8), MESH_AXES)
+    cut = lambda shape: NamedSharding(mesh, logical_spec(("embed", "heads"), shape, mesh))
+    check_mesh_is_used([cut((4, 8)), cut((4, 3))], mesh)
+    with pytest.raises(ValueError, match="mesh axis tensor:8 divides no parameter of this model"):
+        check_mesh_is_used([cut((4, 4)), cut((4, 3))], mesh)
 
 
 def test_optimiser_state_is_sharded_like_its_parameter():

@@ -7,7 +7,7 @@ import re
 import matplotlib.image
 import pytest
 
-from subq_jax.reporting.html import format_summary, render_report, write_report
+from subq_jax.reporting.html import format_summary, render_report, write_plots, write_report
 from subq_jax.reporting.plots import cost_vs_length, quality_vs_budget, quality_vs_length
 from subq_jax.reporting.results import Summary, arm_slope, fitted_slope, summarise
 from subq_jax.reporting.verdict import verdict
@@ -122,6 +122,12 @@ def test_summary_groups_and_formats():
     assert format_summary(None) == "–"
     assert format_summary(Summary((1.0,)), ".1f") == "1.0"
     assert format_summary(Summary((1.0, 3.0)), ".1f") == "2.0 ± 1.4 [1.0..3.0]"
+
+
+def test_every_plot_of_the_report_is_a_file_too(tmp_path):
+    write_plots(tmp_path / "plots", sweep())
+    names = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert len(names) == 8 and "recall_accuracy_vs_length.png" in names
 
 
 def test_write_report(tmp_path):

@@ -1,10 +1,6 @@
-import runpy
-from pathlib import Path
-
 import jax
 import pytest
-
-TINY_CONFIG = Path(__file__).parent / "tiny_config.py"
+from tiny_config import get_config
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,4 +25,4 @@ def compilation_cache(tmp_path_factory):
 @pytest.fixture
 def tiny_config():
     """The config of `tiny_config.py`, free to be changed."""
-    return runpy.run_path(str(TINY_CONFIG))["get_config"]()
+    return get_config()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -13,24 +12,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny_config as config_file
 from flax import nnx
 
 from subq_jax.training import train
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY_CONFIG = Path(__file__).parent / "tiny_config.py"
 # A damaged file cuts Orbax's concurrent readers short, and they complain when they are collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 CLOCK_FIELDS = {"tokens_per_second", "mfu"}
 
 
-def load_tiny_config():
-    return runpy.run_path(str(TINY_CONFIG))["get_config"]()
-
-
 def start(workdir):
-    command = [sys.executable, "-m", "experiments.train", f"--config={TINY_CONFIG}"]
+    command = [sys.executable, "-m", "experiments.train", f"--config={config_file.__file__}"]
     command += [f"--workdir={workdir}", "--noprogress"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
@@ -80,7 +75,7 @@ def test_killed_run_continues_to_the_same_bits(tmp_path, tiny_config):
 @pytest.fixture(scope="module")
 def short_config():
     """Two checkpoints and one compilation."""
-    config = load_tiny_config()
+    config = config_file.get_config()
     config.data.curriculum = ()
     config.model.mechanism = "dense"
     config.training.steps = 10
