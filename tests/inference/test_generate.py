@@ -104,7 +104,7 @@ def test_a_numpy_prompt_is_as_good_as_a_jax_one():
     ({"prompt": jnp.zeros((0, 3), jnp.int32)}, "prompt must be a non-empty int array"),
     ({"prompt": jnp.zeros((3,), jnp.int32)}, "prompt must be a non-empty int array"),
     ({"prompt": jnp.zeros((2, 3))}, "prompt must be a non-empty int array .* float32"),
-    ({"prompt": jnp.array([[1, VOCABULARY]])}, "prompt must hold ids in .*vocab_size=32.* got 32"),
+    ({"prompt": jnp.array([[1, VOCABULARY]])}, "prompt must hold ids in .*vocab_size=40.* got 40"),
     ({"prompt": jnp.array([[1, -1]])}, "prompt must hold ids in .* got -1"),
     ({"num_tokens": 0}, "num_tokens must be an integer >= 1, got 0"),
     ({"num_tokens": 2.0}, "num_tokens must be an integer >= 1, got 2.0"),
