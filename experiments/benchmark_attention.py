@@ -23,7 +23,7 @@ from rich.table import Table
 from experiments.timing import compiled_cost
 from subq_jax import selective_attention
 from subq_jax.attention import block_mean_attention, dense_attention, sliding_window_attention
-from subq_jax.attention.mechanisms import MECHANISMS, Mechanism
+from subq_jax.attention.mechanisms import MECHANISMS, ROUTED, Mechanism
 from subq_jax.files import append_row, write_text
 from subq_jax.reporting.plots import cost_vs_length
 from subq_jax.reporting.results import Row, arm_name, arm_slope, arms
@@ -113,7 +113,7 @@ def run(path: Path, console: Console) -> list[Row]:
 def stage_function(name: str, stage: str):
     """What is timed: the arm, or its gradients with respect to everything that it reads."""
     function = arm_function(name)
-    return function if stage == "forward" else with_gradients(function, used=5 if name == "selective" else 3)
+    return function if stage == "forward" else with_gradients(function, used=5 if name in ROUTED else 3)
 
 
 def summarise_stage(stage: str, rows: list[Row], workdir: Path, device: str, console: Console) -> dict[str, Any]:

@@ -5,8 +5,9 @@ import dataclasses
 from subq_jax.checks import check_integer
 from subq_jax.selection.config import SelectionConfig
 
-MECHANISMS = ("dense", "sliding_window", "block_mean", "selective")
-SELECTING = ("block_mean", "selective")  # arms that choose blocks
+MECHANISMS = ("dense", "sliding_window", "block_mean", "gated_mean", "selective")
+SELECTING = ("block_mean", "gated_mean", "selective")  # arms that choose blocks
+ROUTED = ("gated_mean", "selective")  # arms whose choice is made by a router and trained through its gate
 
 
 @dataclasses.dataclass(frozen=True)

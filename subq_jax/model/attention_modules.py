@@ -242,7 +242,7 @@ class SelectiveAttention(CausalAttention):
         super().__init__(num_heads, in_features, *args, rngs=rngs, **options)
         self.selection = SelectionConfig() if selection is None else selection
         self.router_dim, self.gate, self.implementation = router_dim, gate, implementation
-        self.router = TiedRouter(self.num_kv_heads, self.head_dim, router_dim, self.selection.block_size,
+        self.router = TiedRouter(self.num_kv_heads, self.head_dim, router_dim, self.selection,
                                  param_dtype=self.param_dtype, rngs=rngs)
         self.cached_router_key: nnx.Cache | None = nnx.data(None)
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from subq_jax.attention.mechanisms import ROUTED
 from subq_jax.axes import Activations, Logits, SegmentIds, Tokens
 from subq_jax.model.attention_modules import (
     BlockMeanAttention,
@@ -69,7 +70,7 @@ class DecoderLayer(nnx.Module):
 
     def __init__(self, config: DecoderConfig, kind: str, *, rngs: nnx.Rngs):
         self.width, self.dtype = config.width, jnp.dtype(config.dtype)
-        self.takes_warm_up = kind == "selective" and config.mechanism == "selective"
+        self.takes_warm_up = kind == "selective" and config.mechanism in ROUTED
         self.attention_norm, self.mlp_norm = _norm(config, rngs), _norm(config, rngs)
         self.attention = build_attention(config, kind, rngs=rngs)
         self.mlp = SwiGLU(config, rngs=rngs)
@@ -121,7 +122,7 @@ def build_attention(config: DecoderConfig, kind: str, *, rngs: nnx.Rngs) -> Caus
             return SlidingWindowAttention(**options, window=config.budget)
         case "block_mean":
             return BlockMeanAttention(**options, selection=config.arm.selection_config())
-        case "selective":
+        case "gated_mean" | "selective":  # they differ in the pooling of their selection
             return SelectiveAttention(
                 **options, selection=config.arm.selection_config(), router_dim=config.router_dim)
 

@@ -6,6 +6,7 @@ softmax, norms and activations (a few operations per element) are left out. Ever
 of twelve million costs the same to evaluate as one of twelve.
 """
 
+from subq_jax.attention.mechanisms import ROUTED
 from subq_jax.model.config import DecoderConfig
 
 
@@ -86,8 +87,8 @@ def _sum_over_positions(length: int, block_size: int, most: int) -> int:
 
 
 def _selection_flops(config: DecoderConfig, length: int) -> int:
-    if config.mechanism == "selective":
-        summaries = length * config.num_kv_heads * config.router_dim  # one comparison per element
+    if config.mechanism in ROUTED:
+        summaries = length * config.num_kv_heads * config.router_dim  # one comparison or sum per element
         return summaries + 2 * candidate_pairs(config, length) * config.router_dim * config.num_kv_heads
     if config.mechanism == "block_mean":
         means = length * (config.num_heads + config.num_kv_heads) * config.head_dim  # group-mean queries, mean keys
@@ -101,6 +102,6 @@ def _projection_flops(config: DecoderConfig, kind: str) -> int:
     flops = 2 * config.width * heads * config.head_dim
     if config.key_conv_width > 1:
         flops += 2 * config.key_conv_width * config.num_kv_heads * config.head_dim
-    if kind == "selective" and config.mechanism == "selective":
+    if kind == "selective" and config.mechanism in ROUTED:
         flops += 2 * (config.num_heads + config.num_kv_heads) * config.head_dim * config.router_dim
     return flops

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from subq_jax.axes import Keys, Queries, RouterKeys, RouterQueries
+from subq_jax.selection.config import SelectionConfig
 
 SHARPNESS = 3.0  # standard deviation of the pre-activations at the start: sharp enough to be nearly sparse
 
@@ -25,7 +26,7 @@ SHARPNESS = 3.0  # standard deviation of the pre-activations at the start: sharp
 class TiedRouter(nnx.Module):
     """Maps attention queries and keys to router queries and keys of `router_dim` channels."""
 
-    def __init__(self, num_kv_heads: int, head_dim: int, router_dim: int, block_size: int, *, param_dtype,
+    def __init__(self, num_kv_heads: int, head_dim: int, router_dim: int, selection: SelectionConfig, *, param_dtype,
                  rngs: nnx.Rngs):
         init = nnx.initializers.normal(SHARPNESS * head_dim**-0.5)
         logical = {"eager_sharding": False}  # names of this package, not of a mesh
@@ -33,7 +34,7 @@ class TiedRouter(nnx.Module):
             init(rngs.params(), (num_kv_heads, head_dim, router_dim), param_dtype),
             out_sharding=("heads", "head_dim", "router"), **logical)
         self.center = nnx.Param(
-            jnp.full((num_kv_heads, router_dim), expected_summary(block_size), param_dtype),
+            jnp.full((num_kv_heads, router_dim), expected_summary(selection), param_dtype),
             out_sharding=("heads", "router"), **logical)
 
     def __call__(self, q: Queries, k: Keys) -> tuple[RouterQueries, RouterKeys]:
@@ -46,6 +47,13 @@ class TiedRouter(nnx.Module):
         return router_q, router_k
 
 
-def expected_summary(block_size: int) -> float:
-    """About the largest of `block_size` independent pre-activations: sqrt(2 ln c), less 0.5 at small c."""
+def expected_summary(selection: SelectionConfig) -> float:
+    """A block's summary at the start, if its tokens are unrelated.
+
+    Of max pooling about the largest of `c` independent pre-activations, sqrt(2 ln c) less 0.5 at small c; of mean
+    pooling the mean of the softplus of one.
+    """
+    if selection.pooling == "mean":
+        return 0.465 * SHARPNESS
+    block_size = selection.block_size
     return SHARPNESS * max(0.5, math.sqrt(2 * math.log(block_size)) - 0.5)

@@ -13,6 +13,7 @@ COLOURS = {
     "dense": "#000000",
     "sliding_window": "#E69F00",
     "block_mean": "#0072B2",
+    "gated_mean": "#F0E442",
     "selective": "#D55E00",
     "global_token": "#009E73",
     "learned_router": "#CC79A7",

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from subq_jax.attention.mechanisms import ROUTED
 from subq_jax.data import DataConfig, data_info, make_train_iterator
 from subq_jax.evaluation import evaluate
 from subq_jax.model.decoder import Decoder
@@ -151,7 +152,7 @@ class _Loop:
     def _dispatch(self, state: TrainState, step: int) -> tuple[TrainState, StepMetrics]:
         config = self._config
         # Other mechanisms have no warm-up, and need not compile the step twice.
-        warms_up = config.model.mechanism == "selective" and "selective" in config.model.layer_kinds
+        warms_up = config.model.mechanism in ROUTED and "selective" in config.model.layer_kinds
         dense_selection = warms_up and step <= config.training.dense_steps
         batch = put_batch(next(self._batches), self._mesh)
         rows, length = batch["inputs"].shape

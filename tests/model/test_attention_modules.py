@@ -1,5 +1,7 @@
 """Each mechanism stands in for `nnx.MultiHeadAttention` in a model that knows nothing of this package."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ CLASSES = {
     "dense": (DenseAttention, {}),
     "sliding_window": (SlidingWindowAttention, {"window": 6}),
     "block_mean": (BlockMeanAttention, {"selection": SELECTION}),
+    "gated_mean": (SelectiveAttention, {"selection": dataclasses.replace(SELECTION, pooling="mean"), "router_dim": 4}),
     "selective": (SelectiveAttention, {"selection": SELECTION, "router_dim": 4}),
 }
 WIDTH, LENGTH = 16, 20

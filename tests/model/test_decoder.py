@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from tiny_decoder import SHAPE, decoder
 
-from subq_jax.attention.mechanisms import MECHANISMS
+from subq_jax.attention.mechanisms import MECHANISMS, ROUTED
 from subq_jax.model.config import DecoderConfig
 
 VOCABULARY, LENGTH = SHAPE["vocab_size"], 40
@@ -19,8 +19,8 @@ PACKED = np.full(LENGTH, -1, np.int32)
 for _number, (_begin, _end) in enumerate(DOCUMENTS):
     PACKED[_begin:_end] = _number
 
-arms = pytest.mark.parametrize(("mechanism", "dense_selection"), [*((m, False) for m in MECHANISMS),
-                                                                  ("selective", True)])
+arms = pytest.mark.parametrize(
+    ("mechanism", "dense_selection"), [*((m, False) for m in MECHANISMS), *((m, True) for m in ROUTED)])
 
 
 @functools.partial(nnx.jit, static_argnames="dense_selection")

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from subq_jax.attention.mechanisms import MECHANISMS
+from subq_jax.attention.mechanisms import MECHANISMS, ROUTED
 from subq_jax.model import flops
 from subq_jax.model.config import DecoderConfig
 
@@ -64,7 +64,7 @@ def test_parts_equal_a_count_layer_by_layer(mechanism, length):
         for columns in (32, 16, 16, 32):  # queries, keys, values, outputs
             projections += matmul(length, config.width, columns)
         projections += matmul(length, config.key_conv_width, 2 * 8)  # the keys' short convolution
-        if kind == "selective" and mechanism == "selective":
+        if kind == "selective" and mechanism in ROUTED:
             projections += matmul(length * (4 + 2), 8, 3)  # three features of each query and key head
             selection += matmul(candidates(config, length).sum(), 3, 2) + length * 2 * 3
         if kind == "selective" and mechanism == "block_mean":

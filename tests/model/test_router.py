@@ -3,15 +3,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from subq_jax.model.router import TiedRouter
 from subq_jax.selection.choose import block_scores
+from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.summaries import block_summaries
 
 
 def test_features_are_nonnegative_and_centred_on_the_key_side():
-    router = TiedRouter(2, 8, 6, 4, param_dtype="float32", rngs=nnx.Rngs(0))
+    router = TiedRouter(2, 8, 6, SelectionConfig(block_size=4), param_dtype="float32", rngs=nnx.Rngs(0))
     q, k = (np.asarray(jax.random.normal(jax.random.key(i), (1, 5, n, 8))) for i, n in ((0, 4), (1, 2)))
     router_q, router_k = (np.asarray(x) for x in router(q, k))
     kernel, center = (np.asarray(x[...]) for x in (router.kernel, router.center))
@@ -23,14 +25,15 @@ def test_features_are_nonnegative_and_centred_on_the_key_side():
     assert (router_q >= 0).all()
 
 
-def test_an_untrained_gate_is_moderate_and_survives_half_precision():
+@pytest.mark.parametrize("pooling", ["max", "mean"])
+def test_an_untrained_gate_is_moderate_and_survives_half_precision(pooling):
     """What the center is for, at the size of a real head: blocks of 64 unrelated tokens."""
     q, k = (jax.random.normal(jax.random.key(i), (1, 64 * 20, 1, 64)) for i in range(2))
-    router = TiedRouter(1, 64, 64, 64, param_dtype="float32", rngs=nnx.Rngs(0))
+    router = TiedRouter(1, 64, 64, SelectionConfig(pooling=pooling), param_dtype="float32", rngs=nnx.Rngs(0))
 
     def gates(dtype):
         router_q, router_k = router(q.astype(dtype), k.astype(dtype))
-        return np.asarray(block_scores(router_q, block_summaries(router_k, 64, "max")))
+        return np.asarray(block_scores(router_q, block_summaries(router_k, 64, pooling)))
 
     exact, half = gates(jnp.float32), gates(jnp.bfloat16)
     assert abs(exact.mean()) < 10 and exact.std() < 10
