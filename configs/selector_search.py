@@ -3,13 +3,23 @@
     python -m experiments.sweep --config=configs/selector_search.py --workdir=runs/search --parallel_cells=3
 
 32 two-word keys with two-word values among random words of the same vocabulary, trained on up to 1,024 tokens and
-evaluated at up to 65,536, in bf16. Cost: 2 to 4 minutes a cell on an H100, three at a time with
+evaluated at up to 65,536, in bf16. Each task is one change to the first; `--cells` picks, for instance
+`--cells='(needles|router256)-selective-256-'`. Cost: 2 to 4 minutes a cell on an H100, three at a time with
 `XLA_PYTHON_CLIENT_MEM_FRACTION=0.3`. Expected: docs/selector.md has the figures.
 """
 
 from ml_collections import ConfigDict
 
 from configs.base import make_smoke, small_run
+
+VARIANTS = {
+    "needles": {},
+    "block16": {"model": {"block_size": 16}},  # twice as many blocks for the same budget
+    "router256": {"model": {"router_dim": 256}},
+    "warm900": {"training": {"dense_steps": 900}},
+    "train2048": {"data": {"seq_len": 2048, "batch_size": 16, "curriculum": (
+        (0, 256, 8), (600, 512, 16), (1000, 1024, 32), (1400, 2048, 32))}},  # budget 256 is 1/8 of it
+}
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -46,8 +56,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.training.log_every = 50
 
     config.sweep = ConfigDict()
-    config.sweep.tasks = ConfigDict({"needles": {}})
-    config.sweep.mechanisms = ("dense", "selective", "block_mean")
+    config.sweep.tasks = ConfigDict(VARIANTS)
+    config.sweep.mechanisms = ("dense", "selective", "gated_mean", "block_mean")
     config.sweep.budgets = (256, 512)
     config.sweep.seeds = (0,)
     config.sweep.eval_lengths = (1024, 8192, 65536)
@@ -59,6 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
         make_smoke(config)
         config.data.seq_len, config.data.num_pairs, config.data.num_queries = 128, 4, 8
         config.data.curriculum = ()
+        config.sweep.tasks = ConfigDict({"needles": {}})
         config.model.width, config.model.mlp_width = 64, 128
         config.sweep.mechanisms = ("dense", "selective")
         config.sweep.budgets = (96,)
