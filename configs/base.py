@@ -35,6 +35,7 @@ def small_run(arg: str) -> ConfigDict:
     config.model.sink_blocks = 1
     config.model.local_blocks = 1
     config.model.router_dim = 128
+    config.model.router_training = "gate"
     config.model.rope_base = 10_000.0
     config.model.param_dtype = "float32"
     config.model.dtype = "float32"  # CPUs have no fast bfloat16; take "bfloat16" on accelerators
@@ -51,6 +52,7 @@ def small_run(arg: str) -> ConfigDict:
     config.training = ConfigDict()
     config.training.steps = 400
     config.training.dense_steps = 110  # the router learns where to look before it decides what is seen
+    config.training.ungated_steps = 0  # of them, before the router's gate comes in
     config.training.checkpoint_every = 100
     config.training.keep_checkpoints = 2
     config.training.log_every = 20

@@ -9,6 +9,8 @@ MECHANISMS = ("dense", "sliding_window", "block_mean", "gated_mean", "selective"
 SELECTING = ("block_mean", "gated_mean", "selective")  # arms that choose blocks
 ROUTED = ("gated_mean", "selective")  # arms whose choice is made by a router and trained through its gate
 
+WARM_UP = ROUTED  # arms whose training begins dense
+
 
 @dataclasses.dataclass(frozen=True)
 class Mechanism:

@@ -20,6 +20,7 @@ from subq_jax.attention.api import selective_attention
 from subq_jax.attention.block_mean import block_mean_attention
 from subq_jax.attention.checks import check_integers
 from subq_jax.attention.dense import dense_attention
+from subq_jax.attention.distillation import router_divergence
 from subq_jax.attention.sliding_window import sliding_window_attention
 from subq_jax.axes import Activations, SegmentIds
 from subq_jax.checks import check_integer
@@ -180,6 +181,10 @@ class CausalAttention(nnx.MultiHeadAttention):
         return kept, {"q_offset": index, "kv_length": index + new["key"].shape[1]}
 
 
+class DivergenceLoss(nnx.Intermediate):
+    """How far a router is from dense attention's weight, kept by a call with `distil=True` inside `nnx.capture`."""
+
+
 class DenseAttention(CausalAttention):
     """Full causal attention."""
 
@@ -228,12 +233,18 @@ class BlockMeanAttention(CausalAttention):
         return block_mean_attention(q, kept["key"], kept["value"], self.selection, **place)
 
 
+PHASES = ("dense", "gated", "sparse")  # of training a router; inference is always sparse
+
+
 class SelectiveAttention(CausalAttention):
-    """Selective attention with a non-negative router on its own queries and keys, trained through its gate.
+    """Selective attention with a non-negative router on its own queries and keys.
 
     `selection` sets block size and budget, `router_dim` the width R of the router. `gate` and `implementation` are
-    those of `subq_jax.selective_attention`. A call takes `dense_selection=True` for the dense warm-up: every candidate
-    block is selected, and all receive a gradient.
+    those of `subq_jax.selective_attention`. The gate trains the router by the loss of the model; a call with
+    `distil=True` also keeps a `DivergenceLoss` of the router alone, which trains it without a gate or beside it.
+
+    `phase` of a call is one of `PHASES`: `"sparse"`; `"gated"`, the warm-up in which every candidate block is selected,
+    so that all receive a gradient; `"dense"`, plain dense attention, in which attention learns undisturbed.
     """
 
     def __init__(self, num_heads, in_features, *args, selection: SelectionConfig | None = None, router_dim: int = 64,
@@ -253,10 +264,23 @@ class SelectiveAttention(CausalAttention):
         router_q, router_k = self.router(q, k)
         return {"key": k, "value": v, "router_key": router_k}, {"router_q": router_q}
 
-    def attend(self, q, kept, place, *, router_q, dense_selection: bool = False):
-        selection = covering(self.selection, kept["key"].shape[1]) if dense_selection else self.selection
+    def attend(self, q, kept, place, *, router_q, phase: str = "sparse", distil: bool = False):
+        check_phase(phase)
+        if distil:
+            q_fixed, k_fixed = jax.lax.stop_gradient((q, kept["key"]))
+            loss = router_divergence(q_fixed, k_fixed, *self.router(q_fixed, k_fixed), self.selection, **place)
+            self.sow(DivergenceLoss, "divergence", loss)
+        if phase == "dense" or (phase == "gated" and not self.gate):
+            return dense_attention(q, kept["key"], kept["value"], **place)
+        selection = covering(self.selection, kept["key"].shape[1]) if phase == "gated" else self.selection
         return selective_attention(q, kept["key"], kept["value"], router_q, kept["router_key"], selection,
                                    gate=self.gate, implementation=self.implementation, **place)
+
+
+def check_phase(phase: str) -> None:
+    """Raises ValueError unless `phase` is one of `PHASES`."""
+    if phase not in PHASES:
+        raise ValueError(f"phase must be one of {PHASES}, got {phase!r}")
 
 
 def covering(selection: SelectionConfig, length: int) -> SelectionConfig:

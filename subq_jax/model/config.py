@@ -5,11 +5,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from subq_jax.attention.mechanisms import Mechanism
+from subq_jax.attention.mechanisms import ROUTED, Mechanism
 from subq_jax.checks import check_fields, check_integer
 
 LAYER_KINDS = ("local", "selective")
 DTYPES = ("float32", "bfloat16", "float16")
+ROUTER_TRAINING = ("gate", "distilled", "both")
 PARAM_DTYPES = ("float32", "bfloat16")  # in float16 the optimiser's epsilon is 0
 
 
@@ -20,6 +21,9 @@ class DecoderConfig:
     `layer_pattern` is repeated until it covers `num_layers`. A `"local"` layer is sliding-window attention with RoPE;
     a `"selective"` layer is NoPE and runs `mechanism`, the arm under study, at `budget` visible key positions a query
     (windows, sinks and summaries included). Nothing else in the model depends on the arm.
+
+    `router_training` says what a router learns from: the model's loss through its `"gate"`, the weight of dense
+    attention (`"distilled"`, without a gate), or `"both"`.
     """
 
     vocab_size: int
@@ -37,6 +41,7 @@ class DecoderConfig:
     sink_blocks: int = 1
     local_blocks: int = 2
     router_dim: int = 128
+    router_training: str = "gate"
     key_conv_width: int = 2
     rope_base: float = 10_000.0
     dtype: str = "bfloat16"
@@ -55,7 +60,7 @@ class DecoderConfig:
             raise ValueError(f"head_dim must be even (RoPE rotates pairs), got {self.head_dim}")
         if self.rope_base <= 0:
             raise ValueError(f"rope_base must be > 0, got {self.rope_base}")
-        for name, allowed in (("dtype", DTYPES), ("param_dtype", PARAM_DTYPES)):
+        for name, allowed in (("dtype", DTYPES), ("param_dtype", PARAM_DTYPES), ("router_training", ROUTER_TRAINING)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         _ = self.arm  # refuses an unknown mechanism and a budget that it cannot spend
@@ -78,6 +83,11 @@ class DecoderConfig:
     def arm(self) -> Mechanism:
         """The mechanism of the selective layers at its budget."""
         return Mechanism(self.mechanism, self.budget, self.block_size, self.sink_blocks, self.local_blocks)
+
+    @property
+    def distils(self) -> bool:
+        """Whether training teaches routers where dense attention looks."""
+        return self.mechanism in ROUTED and self.router_training != "gate"
 
     @property
     def layer_kinds(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from subq_jax.attention.mechanisms import ROUTED
+from subq_jax.attention.mechanisms import WARM_UP
 from subq_jax.axes import Activations, Logits, SegmentIds, Tokens
 from subq_jax.model.attention_modules import (
     BlockMeanAttention,
@@ -42,7 +42,8 @@ class Decoder(nnx.Module):
         tokens: Tokens,
         *,
         segment_ids: SegmentIds | None = None,
-        dense_selection: bool = False,
+        phase: str = "sparse",
+        distil: bool = False,
         decode: bool = False,
     ) -> Logits:
         """Next-token logits, float32 [B, T, V].
@@ -50,12 +51,13 @@ class Decoder(nnx.Module):
         Args:
           tokens: int32 [B, T].
           segment_ids: int32 [B, T], packed documents, each starting at a block boundary; negative for padding.
-          dense_selection: the dense warm-up: selective layers select every candidate block.
+          phase: of training an arm in `WARM_UP`: `"dense"`, `"gated"` or `"sparse"`, see `SelectiveAttention`.
+          distil: whether their routers keep a `DivergenceLoss` each, for `nnx.capture`.
           decode: whether the tokens continue the sequences in the cache.
         """
         x = constrain(self.embed(tokens), "batch", None, None)
         for layer in self.layers:
-            x = layer(x, segment_ids=segment_ids, dense_selection=dense_selection, decode=decode)
+            x = layer(x, segment_ids=segment_ids, phase=phase, distil=distil, decode=decode)
             x = constrain(x, "batch", None, None)
         return constrain(self.head(self.norm(x)).astype(jnp.float32), "batch", None, "vocab")
 
@@ -70,13 +72,13 @@ class DecoderLayer(nnx.Module):
 
     def __init__(self, config: DecoderConfig, kind: str, *, rngs: nnx.Rngs):
         self.width, self.dtype = config.width, jnp.dtype(config.dtype)
-        self.takes_warm_up = kind == "selective" and config.mechanism in ROUTED
+        self.warms_up = kind == "selective" and config.mechanism in WARM_UP
         self.attention_norm, self.mlp_norm = _norm(config, rngs), _norm(config, rngs)
         self.attention = build_attention(config, kind, rngs=rngs)
         self.mlp = SwiGLU(config, rngs=rngs)
 
-    def __call__(self, x: Activations, *, segment_ids, dense_selection: bool, decode: bool) -> Activations:
-        arguments = {"dense_selection": dense_selection} if self.takes_warm_up else {}
+    def __call__(self, x: Activations, *, segment_ids, phase: str, distil: bool, decode: bool) -> Activations:
+        arguments = {"phase": phase, "distil": distil} if self.warms_up else {}
         x = x + self.attention(self.attention_norm(x), segment_ids=segment_ids, decode=decode, **arguments)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -124,7 +126,8 @@ def build_attention(config: DecoderConfig, kind: str, *, rngs: nnx.Rngs) -> Caus
             return BlockMeanAttention(**options, selection=config.arm.selection_config())
         case "gated_mean" | "selective":  # they differ in the pooling of their selection
             return SelectiveAttention(
-                **options, selection=config.arm.selection_config(), router_dim=config.router_dim)
+                **options, selection=config.arm.selection_config(), router_dim=config.router_dim,
+                gate=config.router_training != "distilled")
 
 
 def _named(init, *names: str):

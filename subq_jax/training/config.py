@@ -38,10 +38,15 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Length of a run and its rhythm, in optimiser steps; `eval_every=0` never evaluates during training."""
+    """Length of a run and its rhythm, in optimiser steps; `eval_every=0` never evaluates during training.
+
+    Arms with a router start with `dense_steps` in which every block is seen, the first `ungated_steps` of them as plain
+    dense attention, the rest with the router's gate.
+    """
 
     steps: int
     dense_steps: int
+    ungated_steps: int
     checkpoint_every: int
     keep_checkpoints: int
     log_every: int
@@ -51,7 +56,15 @@ class TrainingConfig:
         for name in ("steps", "checkpoint_every", "keep_checkpoints", "log_every"):
             _require(self, name, getattr(self, name) >= 1, ">= 1")
         _require(self, "dense_steps", 0 <= self.dense_steps <= self.steps, f"in [0, steps={self.steps}]")
+        _require(self, "ungated_steps", 0 <= self.ungated_steps <= self.dense_steps,
+                 f"in [0, dense_steps={self.dense_steps}]")
         _require(self, "eval_every", self.eval_every >= 0, ">= 0")
+
+    def phase(self, step: int) -> str:
+        """The phase of training step `step`, counted from 1, see `SelectiveAttention`."""
+        if step <= self.ungated_steps:
+            return "dense"
+        return "gated" if step <= self.dense_steps else "sparse"
 
 
 @dataclasses.dataclass(frozen=True)

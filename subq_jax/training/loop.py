@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subq_jax.attention.mechanisms import ROUTED
+from subq_jax.attention.mechanisms import WARM_UP
 from subq_jax.data import DataConfig, data_info, make_train_iterator
 from subq_jax.evaluation import evaluate
 from subq_jax.model.decoder import Decoder
@@ -103,7 +103,8 @@ def _run(run: RunConfig, workdir: Path, mesh: Mesh, is_main: bool, show_progress
             MetricsLog(workdir, restored_step=start, write=is_main) as log,
             StepProgress(run.training.steps, start, shown=show_progress and is_main) as progress,
         ):
-            take_step = make_train_step(graphdef, optimizer, abstract, mesh, packed=run.data.task == "text")
+            take_step = make_train_step(graphdef, optimizer, abstract, mesh, packed=run.data.task == "text",
+                                        distil=run.model.distils)
             throughput = Throughput(peak and peak * mesh.devices.size)
             loop = _Loop(run, mesh, graphdef, take_step, batches, checkpoints, log, progress, throughput)
             state = loop.run(state, start)
@@ -134,10 +135,10 @@ class _Loop:
             evaluates = training.eval_every > 0 and step % training.eval_every == 0
             saves = last or step % training.checkpoint_every == 0
             if logs or evaluates or saves:
-                loss, grad_norm = self._read(*unread)
+                scalars = self._read(*unread)
                 unread = None
                 if logs:
-                    self._report(step, loss, grad_norm)
+                    self._report(step, scalars)
                 # Before saving: a run killed between the two evaluates again, instead of never.
                 paused = time.perf_counter()
                 if evaluates:
@@ -152,22 +153,22 @@ class _Loop:
     def _dispatch(self, state: TrainState, step: int) -> tuple[TrainState, StepMetrics]:
         config = self._config
         # Other mechanisms have no warm-up, and need not compile the step twice.
-        warms_up = config.model.mechanism in ROUTED and "selective" in config.model.layer_kinds
-        dense_selection = warms_up and step <= config.training.dense_steps
+        warms_up = config.model.mechanism in WARM_UP and "selective" in config.model.layer_kinds
+        phase = config.training.phase(step) if warms_up else "sparse"
         batch = put_batch(next(self._batches), self._mesh)
         rows, length = batch["inputs"].shape
         began = time.perf_counter()
-        state, metrics = self._take_step(state, batch, dense_selection)
-        if (rows, length, dense_selection) not in self._compiled:
-            self._compiled.add((rows, length, dense_selection))
+        state, metrics = self._take_step(state, batch, phase)
+        if (rows, length, phase) not in self._compiled:
+            self._compiled.add((rows, length, phase))
             self._throughput.pause(time.perf_counter() - began)
         # The analytic count is of the sparse model; dense warm-up does more work than that.
-        flops = None if dense_selection else rows * training_flops(config.model, length)
+        flops = None if phase != "sparse" else rows * training_flops(config.model, length)
         self._throughput.count(rows * length, flops)
         return state, metrics
 
-    def _read(self, step: int, metrics: StepMetrics) -> tuple[float, float]:
-        """Waits for a step's loss and gradient norm.
+    def _read(self, step: int, metrics: StepMetrics) -> dict[str, float]:
+        """Waits for a step's loss, gradient norm and, with distillation, divergence.
 
         Raises:
           FloatingPointError: when they, or what the step made of the parameters, are not finite.
@@ -179,11 +180,12 @@ class _Loop:
             after = "finite" if metrics.finite else "not finite"
             raise FloatingPointError(
                 f"loss is {loss}, gradient norm {grad_norm} and the state after it {after} at step {step}; {kept}")
-        return loss, grad_norm
+        scalars = {"loss": loss, "grad_norm": grad_norm}
+        return scalars | ({"divergence": float(metrics.divergence)} if self._config.model.distils else {})
 
-    def _report(self, step: int, loss: float, grad_norm: float) -> None:
+    def _report(self, step: int, scalars: dict[str, float]) -> None:
         learning_rate = float(self._schedule(step - 1))  # the rate that this step used
-        row = {"step": step, "loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}
+        row = {"step": step, **scalars, "learning_rate": learning_rate}
         row |= self._throughput.read()
         self._log.write(row)
         self._progress.describe(row)

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from subq_jax.evaluation.losses import weighted_cross_entropy
+from subq_jax.model.attention_modules import DivergenceLoss
 from subq_jax.parallel.sharding import (
     activation_mesh,
     batch_sharding,
@@ -31,10 +32,12 @@ class TrainState:
 
 @flax.struct.dataclass
 class StepMetrics:
-    """Scalars of one step: the mean loss in nats a token and the gradient's norm before clipping, both float32, and
-    whether every parameter and moment after it is finite."""
+    """Scalars of one step: the mean loss in nats a token, the routers' mean divergence from dense attention (0 without
+    distillation) and the gradient's norm before clipping, all float32, and whether every parameter and moment after it
+    is finite."""
 
     loss: jax.Array
+    divergence: jax.Array
     grad_norm: jax.Array
     finite: jax.Array
 
@@ -69,44 +72,54 @@ def abstract_state(
 
 
 def loss_and_grads(
-    graphdef: nnx.GraphDef, params: nnx.State, batch: dict[str, jax.Array], dense_selection: bool, packed: bool
-) -> tuple[jax.Array, nnx.State]:
-    """Mean loss over the weighted positions of the whole global batch, and its gradient.
+    graphdef: nnx.GraphDef, params: nnx.State, batch: dict[str, jax.Array], phase: str, distil: bool, packed: bool
+) -> tuple[tuple[jax.Array, jax.Array], nnx.State]:
+    """Mean loss over the weighted positions of the whole global batch and the routers' divergence, and their gradient.
+
+    The gradient is that of the sum of both. It needs no weight: divergence reaches the routers alone, and Adam does
+    not mind the scale of a gradient.
 
     Args:
       graphdef: the model's graph.
       params: its parameters.
       batch: arrays [B, T], see `subq_jax.data`.
-      dense_selection: whether selective layers see every candidate block (the dense warm-up).
+      phase: of training, see `SelectiveAttention`.
+      distil: whether routers learn where dense attention looks.
       packed: whether rows hold several documents; if not, the model is spared the segment ids.
     """
 
     def loss_fn(params):
         segment_ids = batch["segment_ids"] if packed else None
-        logits = nnx.merge(graphdef, params)(batch["inputs"], segment_ids=segment_ids, dense_selection=dense_selection)
+        run = nnx.capture(nnx.merge(graphdef, params), DivergenceLoss)
+        logits, kept = run(batch["inputs"], segment_ids=segment_ids, phase=phase, distil=distil)
         total, weight = weighted_cross_entropy(logits, batch["targets"], batch["loss_weights"])
-        return total / jnp.maximum(weight, 1.0)
+        divergences = jax.tree.leaves(kept)
+        divergence = sum(divergences, jnp.zeros(())) / max(1, len(divergences))
+        loss = total / jnp.maximum(weight, 1.0)
+        return loss + divergence, (loss, divergence)
 
-    return jax.value_and_grad(loss_fn)(params)
+    (_, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    return losses, grads
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh, *, packed: bool
-) -> Callable[[TrainState, dict[str, jax.Array], bool], tuple[TrainState, StepMetrics]]:
+    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh, *, packed: bool,
+    distil: bool = False
+) -> Callable[[TrainState, dict[str, jax.Array], str], tuple[TrainState, StepMetrics]]:
     """Jits the step under `mesh`; the old state's memory is donated to the new one.
 
     Returns:
-      `step(state, batch, dense_selection) -> (state, metrics)`. It compiles once for each batch shape and each value of
-      `dense_selection`.
+      `step(state, batch, phase) -> (state, metrics)`. It compiles once for each batch shape and each phase.
     """
 
-    def step(state, batch, dense_selection):
+    def step(state, batch, phase):
         with activation_mesh(mesh):
-            loss, grads = loss_and_grads(graphdef, state.params, batch, dense_selection, packed)
+            (loss, divergence), grads = loss_and_grads(graphdef, state.params, batch, phase, distil, packed)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((params, opt_state))]).all()
-        return TrainState(params, opt_state, state.step + 1), StepMetrics(loss, optax.tree.norm(grads), finite)
+        return TrainState(params, opt_state, state.step + 1), StepMetrics(
+            loss, divergence, optax.tree.norm(grads), finite)
 
     shardings = state_shardings(abstract, mesh)
     return jax.jit(

@@ -123,7 +123,7 @@ def test_dense_beyond_a_thousand_queries_reads_in_strips(monkeypatch):
 
 
 def test_dense_in_many_chunks_is_a_masked_softmax(monkeypatch):
-    monkeypatch.setattr("subq_jax.kernels.xla.dense.CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr("subq_jax.kernels.xla.dense.CPU_ELEMENTS", 1)
     monkeypatch.setattr("subq_jax.kernels.xla.dense.MIN_ROWS", 8)
     compare(dense_attention, arrays(2, 50, 50), HUGE)
 

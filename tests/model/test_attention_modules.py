@@ -147,8 +147,10 @@ def test_options_of_one_class_are_checked():
         build("sliding_window", window=0)
     with pytest.raises(ValueError, match="router_dim must be an integer >= 1, got 0"):
         build("selective", router_dim=0)
-    with pytest.raises(TypeError, match="dense_selection"):
-        build("dense")(activations(1), dense_selection=True)
+    with pytest.raises(TypeError, match="phase"):
+        build("dense")(activations(1), phase="gated")
+    with pytest.raises(ValueError, match=r"phase must be one of \('dense', 'gated', 'sparse'\), got 'warm'"):
+        build("selective")(activations(1), phase="warm")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

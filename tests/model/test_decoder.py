@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from tiny_decoder import SHAPE, decoder
 
-from subq_jax.attention.mechanisms import MECHANISMS, ROUTED
+from subq_jax.attention.mechanisms import MECHANISMS, WARM_UP
 from subq_jax.model.config import DecoderConfig
 
 VOCABULARY, LENGTH = SHAPE["vocab_size"], 40
@@ -19,13 +19,13 @@ PACKED = np.full(LENGTH, -1, np.int32)
 for _number, (_begin, _end) in enumerate(DOCUMENTS):
     PACKED[_begin:_end] = _number
 
-arms = pytest.mark.parametrize(
-    ("mechanism", "dense_selection"), [*((m, False) for m in MECHANISMS), *((m, True) for m in ROUTED)])
+WARMING = [(mechanism, phase) for mechanism in WARM_UP for phase in ("dense", "gated")]
+arms = pytest.mark.parametrize(("mechanism", "phase"), [*((m, "sparse") for m in MECHANISMS), *WARMING])
 
 
-@functools.partial(nnx.jit, static_argnames="dense_selection")
-def forward(model, tokens, segment_ids, dense_selection=False):
-    return model(tokens, segment_ids=segment_ids, dense_selection=dense_selection)
+@functools.partial(nnx.jit, static_argnames="phase")
+def forward(model, tokens, segment_ids, phase="sparse"):
+    return model(tokens, segment_ids=segment_ids, phase=phase)
 
 
 def tokens(rows=8, seed=0):
@@ -33,12 +33,12 @@ def tokens(rows=8, seed=0):
 
 
 @arms
-def test_changed_tokens_leave_all_earlier_logits_alone(mechanism, dense_selection):
+def test_changed_tokens_leave_all_earlier_logits_alone(mechanism, phase):
     first_changed = np.array([LENGTH, 1, 5, 12, 16, 21, 33, 39])  # one row each; the first row is unchanged
     changed = np.arange(LENGTH)[None] >= first_changed[:, None]
     rows = jnp.where(changed, (tokens() + 1) % VOCABULARY, tokens(1))
     one_document = jnp.zeros((8, LENGTH), jnp.int32)
-    logits = forward(decoder(mechanism), rows, one_document, dense_selection)
+    logits = forward(decoder(mechanism), rows, one_document, phase)
     for row, start in enumerate(first_changed):
         np.testing.assert_array_equal(logits[row, :start], logits[0, :start])
         if row:
@@ -46,31 +46,31 @@ def test_changed_tokens_leave_all_earlier_logits_alone(mechanism, dense_selectio
 
 
 @arms
-def test_packed_documents_equal_each_document_alone(mechanism, dense_selection):
+def test_packed_documents_equal_each_document_alone(mechanism, phase):
     rows, segment_ids = np.array(tokens()), np.tile(PACKED, (8, 1))
     for row, (begin, end) in enumerate(DOCUMENTS, start=1):  # row 0 holds all documents, rows 1 to 3 one each
         rows[row, : end - begin], segment_ids[row] = rows[0, begin:end], -1
         segment_ids[row, : end - begin] = 0
     segment_ids[4] = 7  # a document that goes on after the end of the one it starts like
     rows[4, :9] = rows[0, 16:25]
-    logits = forward(decoder(mechanism), jnp.array(rows), jnp.array(segment_ids), dense_selection)
+    logits = forward(decoder(mechanism), jnp.array(rows), jnp.array(segment_ids), phase)
     for row, (begin, end) in enumerate(DOCUMENTS, start=1):
         np.testing.assert_allclose(logits[row, : end - begin], logits[0, begin:end], atol=1e-4, rtol=0)
     np.testing.assert_allclose(logits[4, :9], logits[0, 16:25], atol=1e-4, rtol=0)
 
 
 @arms
-def test_padding_changes_nothing(mechanism, dense_selection):
+def test_padding_changes_nothing(mechanism, phase):
     segment_ids = jnp.array(np.tile(PACKED, (8, 1)))
     rows = jnp.where(segment_ids < 0, tokens(), tokens(1))  # rows differ at padding only
-    logits = forward(decoder(mechanism), rows, segment_ids, dense_selection)
+    logits = forward(decoder(mechanism), rows, segment_ids, phase)
     assert jnp.isfinite(logits).all()
     for row in range(1, 8):
         np.testing.assert_array_equal(logits[row, PACKED >= 0], logits[0, PACKED >= 0])
 
 
 @arms
-def test_gradients_stay_in_the_document_and_in_the_past(mechanism, dense_selection):
+def test_gradients_stay_in_the_document_and_in_the_past(mechanism, phase):
     """Every position holds another token, so that a row of the embedding's gradient belongs to one position."""
     model = decoder(mechanism, num_layers=1, layer_pattern=("selective",))
     graph, weights = nnx.split(model)
@@ -79,7 +79,7 @@ def test_gradients_stay_in_the_document_and_in_the_past(mechanism, dense_selecti
     @jax.jit
     @jax.grad
     def gradient(weights, position):
-        logits = nnx.merge(graph, weights)(row, segment_ids=PACKED[None], dense_selection=dense_selection)
+        logits = nnx.merge(graph, weights)(row, segment_ids=PACKED[None], phase=phase)
         return jnp.square(logits[0, position]).sum()
 
     for position in (0, 7, 12, 16, 24, 37):
@@ -89,14 +89,14 @@ def test_gradients_stay_in_the_document_and_in_the_past(mechanism, dense_selecti
         index = np.arange(LENGTH)
         allowed = (PACKED[position] == PACKED) & (index <= position)
         assert not reached[~allowed].any(), f"position {position} is reached by {index[reached & ~allowed]}"
-        if mechanism == "dense" or dense_selection:
+        if mechanism == "dense" or phase != "sparse":
             assert reached[allowed].all()
         assert reached[position]
 
 
-def test_dense_selection_is_a_budget_of_everything():
+def test_the_gated_phase_is_a_budget_of_everything():
     rows, segment_ids = tokens(), jnp.zeros((8, LENGTH), jnp.int32)
-    warm_up = forward(decoder("selective"), rows, segment_ids, dense_selection=True)
+    warm_up = forward(decoder("selective"), rows, segment_ids, phase="gated")
     everything = forward(decoder("selective", budget=EVERYTHING), rows, segment_ids)
     np.testing.assert_allclose(warm_up, everything, atol=1e-5, rtol=0)
     small_budget = forward(decoder("selective"), rows, segment_ids)

@@ -38,7 +38,7 @@ def step_under(mesh):
     weights = [np.asarray(x) for x in jax.tree.leaves(before.params)]
     batch = put_batch(next(make_train_iterator(DATA, seed=0, block_size=MODEL.block_size)), mesh)
     take_step = make_train_step(graphdef, sgd, abstract, mesh, packed=False)
-    after, metrics = take_step(before, batch, False)
+    after, metrics = take_step(before, batch, "sparse")
     gradients = [w - np.asarray(x) for w, x in zip(weights, jax.tree.leaves(after.params), strict=True)]
     return float(metrics.loss), weights, gradients, [x.sharding for x in jax.tree.leaves(after.params)]
 

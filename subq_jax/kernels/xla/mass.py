@@ -1,0 +1,43 @@
+"""Where dense attention puts its weight, block by block: what a router is taught, and what it is judged by.
+
+Both functions look at a chunk of queries; a whole sequence goes through `map_query_chunks`, so that T x S never is in
+memory. They cost as much as dense attention.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from subq_jax.kernels.xla.dense import visible_keys
+from subq_jax.kernels.xla.layout import fold_keys, fold_queries, repeat_heads
+from subq_jax.kernels.xla.tile import NO_KEYS, tile_logits
+from subq_jax.selection.config import SelectionConfig
+from subq_jax.selection.summaries import num_key_blocks
+from subq_jax.selection.visibility import QueryPlace, is_candidate
+
+
+def block_mass(q, k, place: QueryPlace, block_size: int):
+    """Dense attention's weight on each block, averaged over the head group.
+
+    q [B, m, N, H] at `place`, k [B, S, K, H]: float32 [B, K, m, NB]. Rows sum to 1, those of padding to 0.
+    """
+    batch, (length, kv_heads) = q.shape[0], k.shape[1:3]
+    visible = repeat_heads(visible_keys(place, length), kv_heads)[:, :, None]
+    logits = jnp.where(visible, tile_logits(fold_queries(q, kv_heads), fold_keys(k), 0.0), NO_KEYS)
+    weights = jnp.where(visible, jax.nn.softmax(logits, axis=-1), 0.0).mean(axis=2)
+    blocks = num_key_blocks(length, block_size)
+    weights = jnp.pad(weights, ((0, 0), (0, 0), (0, blocks * block_size - length)))
+    return weights.reshape(batch, kv_heads, q.shape[1], blocks, block_size).sum(axis=-1)
+
+
+def divergence(mass, scores, place: QueryPlace, config: SelectionConfig):
+    """Divergence of the router's softmax over candidates from dense attention's weight on them: float32 [B, K, m].
+
+    KL(mass / total || softmax(scores)) * total, both [B, K, m, NB], where total is the candidates' share of the
+    weight: a query that needs no candidate teaches nothing.
+    """
+    block = jnp.arange(mass.shape[-1], dtype=jnp.int32)[None, None]
+    candidate = is_candidate(block, place, config)[:, None]
+    mass = jnp.where(candidate, mass, 0.0)
+    log_share = jnp.log(jnp.maximum(mass, 1e-30)) - jnp.log(jnp.maximum(mass.sum(axis=-1, keepdims=True), 1e-30))
+    log_choice = jax.nn.log_softmax(jnp.where(candidate, scores, NO_KEYS), axis=-1)
+    return jnp.where(candidate, mass * (log_share - log_choice), 0.0).sum(axis=-1)
