@@ -22,9 +22,18 @@ from rich.table import Table
 
 from experiments.timing import compiled_cost
 from subq_jax import selective_attention
-from subq_jax.attention import block_mean_attention, dense_attention, sliding_window_attention
+from subq_jax.attention import (
+    block_mean_attention,
+    dense_attention,
+    learned_router_attention,
+    oracle_topk_attention,
+    random_blocks_attention,
+    sliding_window_attention,
+)
+from subq_jax.attention.learned_router import Index
 from subq_jax.attention.mechanisms import MECHANISMS, ROUTED, Mechanism
 from subq_jax.files import append_row, write_text
+from subq_jax.model.indexer import INDEX_HEADS
 from subq_jax.reporting.plots import cost_vs_length
 from subq_jax.reporting.results import Row, arm_name, arm_slope, arms
 
@@ -64,9 +73,21 @@ def arm_function(name: str):
             return lambda q, k, v, *router: dense_attention(q, k, v)
         case "sliding_window":
             return lambda q, k, v, *router: sliding_window_attention(q, k, v, mechanism.budget)
-        case "block_mean":
-            return lambda q, k, v, *router: block_mean_attention(q, k, v, mechanism.selection_config())
-    return functools.partial(selective_attention, config=mechanism.selection_config())
+    config = mechanism.selection_config()
+    if name in ROUTED:
+        return functools.partial(selective_attention, config=config)
+    if name == "learned_router":
+        return lambda q, k, v, *router: learned_router_attention(q, k, v, make_index(*router), config)
+    attend = {"block_mean": block_mean_attention, "random_blocks": random_blocks_attention,
+              "oracle_topk": oracle_topk_attention}[name]
+    return lambda q, k, v, *router: attend(q, k, v, config)
+
+
+def make_index(router_q: jax.Array, router_k: jax.Array) -> Index:
+    """An index as wide as the router, of the router's features."""
+    width = router_q.shape[-1] // INDEX_HEADS
+    query = router_q[..., : INDEX_HEADS * width].reshape(*router_q.shape[:-1], INDEX_HEADS, width)
+    return Index(query, router_q[..., :INDEX_HEADS], router_k[..., :width])
 
 
 def with_gradients(function, used: int):

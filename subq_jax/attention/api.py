@@ -1,5 +1,7 @@
 """`selective_attention`: the public function, and the choice of its implementation."""
 
+import jax.numpy as jnp
+
 from subq_jax.attention import checks
 from subq_jax.attention.reference import reference_selective_attention
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterKeys, RouterQueries, SegmentIds, Selection, Values
@@ -78,3 +80,19 @@ def selective_attention(
     inputs = SelectiveInputs(q, k, v, router_q, tree, place, present, selection)
     out, chosen = IMPLEMENTATIONS[name](inputs, config, gate=gate)
     return (out, chosen) if return_selection else out
+
+
+def chosen_attention(
+    selection: Selection,
+    q: Queries,
+    k: Keys,
+    v: Values,
+    config: SelectionConfig,
+    q_offset: int | PerSequence | None = None,
+    kv_length: int | PerSequence | None = None,
+    segment_ids: SegmentIds | None = None,
+) -> Outputs:
+    """`selective_attention` over a `selection` made elsewhere: no router, no gate."""
+    no_router = [jnp.zeros((*x.shape[:2], k.shape[2], 1), q.dtype) for x in (q, k)]
+    return selective_attention(q, k, v, *no_router, config, q_offset, kv_length, segment_ids, gate=False,
+                               selection=selection)

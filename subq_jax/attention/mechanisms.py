@@ -5,11 +5,11 @@ import dataclasses
 from subq_jax.checks import check_integer
 from subq_jax.selection.config import SelectionConfig
 
-MECHANISMS = ("dense", "sliding_window", "block_mean", "gated_mean", "selective")
-SELECTING = ("block_mean", "gated_mean", "selective")  # arms that choose blocks
+CONTROLS = ("random_blocks", "oracle_topk")  # the least and the most that a choice of blocks could give
+MECHANISMS = ("dense", "sliding_window", "block_mean", "gated_mean", "selective", "learned_router", *CONTROLS)
+SELECTING = tuple(name for name in MECHANISMS if name not in ("dense", "sliding_window"))  # arms that choose
 ROUTED = ("gated_mean", "selective")  # arms whose choice is made by a router and trained through its gate
-
-WARM_UP = ROUTED  # arms whose training begins dense
+WARM_UP = (*ROUTED, "learned_router", "oracle_topk")  # arms whose training begins dense; the oracle's ends so too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,12 @@ class Mechanism:
                     f"block beside {self.sink_blocks} sink and {self.local_blocks} local blocks, got {self.budget}")
 
     def selection_config(self) -> SelectionConfig:
-        """The selection that spends the budget: what sink and local blocks leave goes to selected blocks."""
+        """The selection that spends the budget: what sink and local blocks leave goes to selected blocks.
+
+        `learned_router` chooses tokens: as many of each kind as the blocks of the other arms hold.
+        """
         num_blocks = self.budget // self.block_size - self.sink_blocks - self.local_blocks
+        if self.name == "learned_router":
+            return SelectionConfig(1, *(n * self.block_size for n in (num_blocks, self.local_blocks, self.sink_blocks)))
         pooling = "max" if self.name == "selective" else "mean"
         return SelectionConfig(self.block_size, num_blocks, self.local_blocks, self.sink_blocks, pooling)

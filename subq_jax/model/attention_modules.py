@@ -21,9 +21,13 @@ from subq_jax.attention.block_mean import block_mean_attention
 from subq_jax.attention.checks import check_integers
 from subq_jax.attention.dense import dense_attention
 from subq_jax.attention.distillation import router_divergence
+from subq_jax.attention.learned_router import index_divergence, learned_router_attention
+from subq_jax.attention.oracle_topk import oracle_topk_attention
+from subq_jax.attention.random_blocks import random_blocks_attention
 from subq_jax.attention.sliding_window import sliding_window_attention
 from subq_jax.axes import Activations, SegmentIds
 from subq_jax.checks import check_integer
+from subq_jax.model.indexer import INDEX_HEADS, TokenIndexer
 from subq_jax.model.rope import apply_rope
 from subq_jax.model.router import TiedRouter
 from subq_jax.model.short_conv import ShortConvolution
@@ -222,18 +226,47 @@ class SlidingWindowAttention(CausalAttention):
         return sliding_window_attention(q, kept["key"], kept["value"], self.window, **place)
 
 
-class BlockMeanAttention(CausalAttention):
-    """Blocks chosen by mean keys (MoBA); `selection` says how many."""
+class ChoosingAttention(CausalAttention):
+    """What the mechanisms share that choose blocks without a router; `selection` says how many.
+
+    Subclasses set `choose_and_attend`, one of the functions of `subq_jax.attention`.
+    """
+
+    choose_and_attend = None
 
     def __init__(self, *args, selection: SelectionConfig, **options):
         super().__init__(*args, **options)
         self.selection = selection
 
     def attend(self, q, kept, place):
-        return block_mean_attention(q, kept["key"], kept["value"], self.selection, **place)
+        return self.choose_and_attend(q, kept["key"], kept["value"], self.selection, **place)
+
+
+class BlockMeanAttention(ChoosingAttention):
+    """Blocks chosen by mean keys (MoBA)."""
+
+    choose_and_attend = staticmethod(block_mean_attention)
+
+
+class RandomBlocksAttention(ChoosingAttention):
+    """Blocks chosen by lot."""
+
+    choose_and_attend = staticmethod(random_blocks_attention)
 
 
 PHASES = ("dense", "gated", "sparse")  # of training a router; inference is always sparse
+
+
+class OracleTopkAttention(ChoosingAttention):
+    """Blocks chosen by dense attention's own weight; every `phase` but `"sparse"` is dense attention."""
+
+    choose_and_attend = staticmethod(oracle_topk_attention)
+
+    def attend(self, q, kept, place, *, phase: str = "sparse", distil: bool = False):
+        check_phase(phase)
+        if phase == "sparse":
+            return super().attend(q, kept, place)
+        return dense_attention(q, kept["key"], kept["value"], **place)
 
 
 class SelectiveAttention(CausalAttention):
@@ -275,6 +308,39 @@ class SelectiveAttention(CausalAttention):
         selection = covering(self.selection, kept["key"].shape[1]) if phase == "gated" else self.selection
         return selective_attention(q, kept["key"], kept["value"], router_q, kept["router_key"], selection,
                                    gate=self.gate, implementation=self.implementation, **place)
+
+
+class LearnedRouterAttention(CausalAttention):
+    """Tokens chosen by an indexer over every past token; `selection` is in tokens, `router_dim` the index's width.
+
+    The indexer learns by its `DivergenceLoss` alone; every `phase` but `"sparse"` is dense attention.
+    """
+
+    def __init__(self, num_heads, in_features, *args, selection: SelectionConfig, router_dim: int = 64,
+                 rngs: nnx.Rngs, **options):
+        super().__init__(num_heads, in_features, *args, rngs=rngs, **options)
+        self.selection = selection
+        self.indexer = TokenIndexer(num_heads, self.num_kv_heads, self.head_dim, router_dim,
+                                    param_dtype=self.param_dtype, rngs=rngs)
+        self.index_width = router_dim // INDEX_HEADS
+        self.cached_index_key: nnx.Cache | None = nnx.data(None)
+
+    def init_cache(self, input_shape, dtype=jnp.float32):
+        self._init_caches(input_shape, dtype, key=self.head_dim, value=self.head_dim, index_key=self.index_width)
+
+    def project_further(self, q, k, v):
+        index = self.indexer(q, k)
+        return {"key": k, "value": v, "index_key": index.key}, {"index": index}
+
+    def attend(self, q, kept, place, *, index, phase: str = "sparse", distil: bool = False):
+        check_phase(phase)
+        index = index._replace(key=kept["index_key"])
+        if distil:
+            loss = index_divergence(q, kept["key"], index, self.selection, **place)
+            self.sow(DivergenceLoss, "divergence", loss)
+        if phase != "sparse":
+            return dense_attention(q, kept["key"], kept["value"], **place)
+        return learned_router_attention(q, kept["key"], kept["value"], index, self.selection, **place)
 
 
 def check_phase(phase: str) -> None:

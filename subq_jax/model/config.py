@@ -23,7 +23,7 @@ class DecoderConfig:
     (windows, sinks and summaries included). Nothing else in the model depends on the arm.
 
     `router_training` says what a router learns from: the model's loss through its `"gate"`, the weight of dense
-    attention (`"distilled"`, without a gate), or `"both"`.
+    attention (`"distilled"`, without a gate), or `"both"`; `learned_router` always learns from the latter.
     """
 
     vocab_size: int
@@ -87,7 +87,7 @@ class DecoderConfig:
     @property
     def distils(self) -> bool:
         """Whether training teaches routers where dense attention looks."""
-        return self.mechanism in ROUTED and self.router_training != "gate"
+        return self.mechanism == "learned_router" or (self.mechanism in ROUTED and self.router_training != "gate")
 
     @property
     def layer_kinds(self) -> tuple[str, ...]:

@@ -10,6 +10,9 @@ from subq_jax.model.attention_modules import (
     BlockMeanAttention,
     CausalAttention,
     DenseAttention,
+    LearnedRouterAttention,
+    OracleTopkAttention,
+    RandomBlocksAttention,
     SelectiveAttention,
     SlidingWindowAttention,
 )
@@ -124,6 +127,13 @@ def build_attention(config: DecoderConfig, kind: str, *, rngs: nnx.Rngs) -> Caus
             return SlidingWindowAttention(**options, window=config.budget)
         case "block_mean":
             return BlockMeanAttention(**options, selection=config.arm.selection_config())
+        case "random_blocks":
+            return RandomBlocksAttention(**options, selection=config.arm.selection_config())
+        case "oracle_topk":
+            return OracleTopkAttention(**options, selection=config.arm.selection_config())
+        case "learned_router":
+            return LearnedRouterAttention(
+                **options, selection=config.arm.selection_config(), router_dim=config.router_dim)
         case "gated_mean" | "selective":  # they differ in the pooling of their selection
             return SelectiveAttention(
                 **options, selection=config.arm.selection_config(), router_dim=config.router_dim,

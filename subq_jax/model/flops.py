@@ -8,6 +8,7 @@ of twelve million costs the same to evaluate as one of twelve.
 
 from subq_jax.attention.mechanisms import ROUTED
 from subq_jax.model.config import DecoderConfig
+from subq_jax.model.indexer import INDEX_HEADS
 
 
 def forward_flops(config: DecoderConfig, length: int) -> dict[str, float]:
@@ -18,9 +19,9 @@ def forward_flops(config: DecoderConfig, length: int) -> dict[str, float]:
       length: tokens in the sequence, >= 1.
 
     Returns:
-      `attention` (the two products over visible positions), `selection` (scoring of candidate blocks, block
-      summaries, group-mean queries), `projections` (queries, keys, values, outputs, router, short convolution), `mlp`,
-      `logits` and their sum `total`.
+      `attention` (the two products over visible positions), `selection` (scoring of candidates, block summaries,
+      group-mean queries, the oracle's dense weights), `projections` (queries, keys, values, outputs, router or indexer,
+      short convolution), `mlp`, `logits` and their sum `total`.
 
     Raises:
       ValueError: if `length` is below 1.
@@ -50,7 +51,7 @@ def visible_pairs(config: DecoderConfig, length: int) -> int:
     """(query, key) pairs that a layer of `config.mechanism` attends to, per query head."""
     if config.mechanism == "dense":
         return length * (length + 1) // 2
-    if config.mechanism == "sliding_window":
+    if config.mechanism in ("sliding_window", "learned_router"):  # both see as many single tokens as the budget has
         return window_pairs(length, config.budget)
     # A query in block b sees its own block up to itself and, of the b blocks before, the sinks, the local ones and
     # the selected. Sinks and local blocks that overlap count once, and b bounds the union.
@@ -65,11 +66,12 @@ def window_pairs(length: int, window: int) -> int:
 
 
 def candidate_pairs(config: DecoderConfig, length: int) -> int:
-    """(query, candidate block) pairs that a flat selector scores, per KV head."""
-    blocks, rest = divmod(length, config.block_size)
-    first = config.sink_blocks + config.local_blocks  # the first query block that has a candidate
+    """(query, candidate block) pairs that a flat selector scores, per KV head; `learned_router`'s are single tokens."""
+    selection = config.arm.selection_config()
+    blocks, rest = divmod(length, selection.block_size)
+    first = selection.sink_blocks + selection.local_blocks  # the first query block that has a candidate
     candidates = max(0, blocks - first)  # of the query blocks [first, blocks): 1, 2, ... candidates each
-    return config.block_size * candidates * (candidates + 1) // 2 + rest * max(0, blocks - first + 1)
+    return selection.block_size * candidates * (candidates + 1) // 2 + rest * max(0, blocks - first + 1)
 
 
 def selected_blocks(config: DecoderConfig) -> int:
@@ -93,6 +95,11 @@ def _selection_flops(config: DecoderConfig, length: int) -> int:
     if config.mechanism == "block_mean":
         means = length * (config.num_heads + config.num_kv_heads) * config.head_dim  # group-mean queries, mean keys
         return means + 2 * candidate_pairs(config, length) * config.head_dim * config.num_kv_heads
+    if config.mechanism == "learned_router":  # a product and its share of the weighted sum for each index head
+        per_pair = INDEX_HEADS * (2 * (config.router_dim // INDEX_HEADS) + 2)
+        return candidate_pairs(config, length) * per_pair * config.num_kv_heads
+    if config.mechanism == "oracle_topk":  # the logits of dense attention
+        return length * (length + 1) // 2 * 2 * config.head_dim * config.num_heads
     return 0
 
 
@@ -104,4 +111,7 @@ def _projection_flops(config: DecoderConfig, kind: str) -> int:
         flops += 2 * config.key_conv_width * config.num_kv_heads * config.head_dim
     if kind == "selective" and config.mechanism in ROUTED:
         flops += 2 * (config.num_heads + config.num_kv_heads) * config.head_dim * config.router_dim
+    if kind == "selective" and config.mechanism == "learned_router":
+        width = config.router_dim // INDEX_HEADS
+        flops += 2 * config.head_dim * (config.num_heads * INDEX_HEADS * (width + 1) + config.num_kv_heads * width)
     return flops

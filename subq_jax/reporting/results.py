@@ -71,7 +71,9 @@ def arm_slope(rows: list[Row], mechanism: str, budget: int | None, metric: str) 
 
 def arms(rows: Iterable[Row]) -> list[tuple[str, int | None]]:
     """The (mechanism, budget) pairs present, in the order they are always shown."""
-    order = {"dense": 0, "sliding_window": 1, "block_mean": 2, "gated_mean": 3, "selective": 4}
+    names = ("dense", "sliding_window", "global_token", "block_mean", "gated_mean", "selective", "learned_router",
+             "random_blocks", "oracle_topk")
+    order = {name: place for place, name in enumerate(names)}
     pairs = {(row["mechanism"], row["budget"]) for row in rows}
     return sorted(pairs, key=lambda pair: (order.get(pair[0], len(order)), pair[0], pair[1] or 0))
 

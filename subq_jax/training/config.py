@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from subq_jax.attention.mechanisms import WARM_UP
 from subq_jax.checks import check_fields, check_integer, check_mapping
 from subq_jax.data import DataConfig
 from subq_jax.model.config import DecoderConfig
@@ -60,12 +61,6 @@ class TrainingConfig:
                  f"in [0, dense_steps={self.dense_steps}]")
         _require(self, "eval_every", self.eval_every >= 0, ">= 0")
 
-    def phase(self, step: int) -> str:
-        """The phase of training step `step`, counted from 1, see `SelectiveAttention`."""
-        if step <= self.ungated_steps:
-            return "dense"
-        return "gated" if step <= self.dense_steps else "sparse"
-
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -76,6 +71,14 @@ class RunConfig:
     model: DecoderConfig
     optimizer: OptimizerConfig
     training: TrainingConfig
+
+    def phase(self, step: int) -> str:
+        """The phase of training step `step`, counted from 1, see `SelectiveAttention`."""
+        if self.model.mechanism not in WARM_UP or "selective" not in self.model.layer_kinds:
+            return "sparse"
+        if self.model.mechanism == "oracle_topk" or step <= self.training.ungated_steps:
+            return "dense"
+        return "gated" if step <= self.training.dense_steps else "sparse"
 
 
 def check_config(config: ConfigDict, *, vocab_size: int | None = None) -> RunConfig:

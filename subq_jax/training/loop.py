@@ -13,7 +13,6 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subq_jax.attention.mechanisms import WARM_UP
 from subq_jax.data import DataConfig, data_info, make_train_iterator
 from subq_jax.evaluation import evaluate
 from subq_jax.model.decoder import Decoder
@@ -152,9 +151,7 @@ class _Loop:
 
     def _dispatch(self, state: TrainState, step: int) -> tuple[TrainState, StepMetrics]:
         config = self._config
-        # Other mechanisms have no warm-up, and need not compile the step twice.
-        warms_up = config.model.mechanism in WARM_UP and "selective" in config.model.layer_kinds
-        phase = config.training.phase(step) if warms_up else "sparse"
+        phase = config.phase(step)
         batch = put_batch(next(self._batches), self._mesh)
         rows, length = batch["inputs"].shape
         began = time.perf_counter()

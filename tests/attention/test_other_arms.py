@@ -1,13 +1,23 @@
 """Dense, sliding-window and block-mean attention against one masked softmax, by value and by gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from subq_jax import SelectionConfig, selective_attention
-from subq_jax.attention import block_mean_attention, dense_attention, sliding_window_attention
+from subq_jax.attention import (
+    block_mean_attention,
+    dense_attention,
+    learned_router_attention,
+    oracle_topk_attention,
+    random_blocks_attention,
+    sliding_window_attention,
+)
 from subq_jax.attention import dense as dense_file
+from subq_jax.attention.learned_router import Index
 
 HUGE = 10**6  # a window beyond every length
 
@@ -128,11 +138,24 @@ def test_dense_in_many_chunks_is_a_masked_softmax(monkeypatch):
     compare(dense_attention, arrays(2, 50, 50), HUGE)
 
 
+BLOCKS = SelectionConfig(block_size=4, num_blocks=1, local_blocks=1, sink_blocks=1)
+TOKENS = SelectionConfig(block_size=1, num_blocks=4, local_blocks=4, sink_blocks=4)
+
+
+def index(q, k):
+    """An index of two heads made of the queries and keys themselves."""
+    groups = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
+    return Index(groups[..., :2, :4], groups[..., :2, 5], k[..., :4])
+
+
 ARMS = {
     "dense": dense_attention,
     "sliding_window": lambda q, k, v, **where: sliding_window_attention(q, k, v, 7, **where),
     "block_mean": lambda q, k, v, **where: block_mean_attention(
-        q, k, v, SelectionConfig(block_size=4, num_blocks=1, local_blocks=1, sink_blocks=1), **where),
+        q, k, v, BLOCKS, **where),
+    "learned_router": lambda q, k, v, **where: learned_router_attention(q, k, v, index(q, k), TOKENS, **where),
+    "random_blocks": lambda q, k, v, **where: random_blocks_attention(q, k, v, BLOCKS, **where),
+    "oracle_topk": lambda q, k, v, **where: oracle_topk_attention(q, k, v, BLOCKS, **where),
 }
 
 
@@ -197,8 +220,11 @@ def test_block_mean_is_selective_attention_with_mean_keys():
 ])
 def test_wrong_arguments_are_named(arm, changes, error, message):
     q, k, v = arrays(1, 20, 20, kv_heads=2)
+    attend = ARMS[arm]
+    if arm == "learned_router":
+        attend = functools.partial(learned_router_attention, index=index(q, k), config=TOKENS)
     with pytest.raises(error, match=message):
-        ARMS[arm](**{"q": q, "k": k, "v": v} | changes)
+        attend(**{"q": q, "k": k, "v": v} | changes)
 
 
 @pytest.mark.parametrize("window", [0, -3, 2.0, True, float("nan"), None])

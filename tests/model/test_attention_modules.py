@@ -11,6 +11,9 @@ from flax import linen, nnx
 from subq_jax.model.attention_modules import (
     BlockMeanAttention,
     DenseAttention,
+    LearnedRouterAttention,
+    OracleTopkAttention,
+    RandomBlocksAttention,
     SelectiveAttention,
     SlidingWindowAttention,
 )
@@ -23,6 +26,9 @@ CLASSES = {
     "block_mean": (BlockMeanAttention, {"selection": SELECTION}),
     "gated_mean": (SelectiveAttention, {"selection": dataclasses.replace(SELECTION, pooling="mean"), "router_dim": 4}),
     "selective": (SelectiveAttention, {"selection": SELECTION, "router_dim": 4}),
+    "learned_router": (LearnedRouterAttention, {"selection": SelectionConfig(1, 4, 4, 4), "router_dim": 8}),
+    "random_blocks": (RandomBlocksAttention, {"selection": SELECTION}),
+    "oracle_topk": (OracleTopkAttention, {"selection": SELECTION}),
 }
 WIDTH, LENGTH = 16, 20
 TOLERANCE = 1e-4  # float32, summed in other orders
@@ -60,14 +66,14 @@ def test_it_takes_the_place_of_multi_head_attention(name):
     plain, ours = PlainBlock(nnx.MultiHeadAttention), PlainBlock(cls, **needed)
     expected, found = shapes(plain), shapes(ours)
     assert expected.items() <= found.items()
-    assert {path.split("/")[1] for path in found.keys() - expected.keys()} <= {"router"}
+    assert {path.split("/")[1] for path in found.keys() - expected.keys()} <= {"router", "indexer"}
 
     graph, state = nnx.split(ours)
     x = activations(2, 3)
     grads = jax.jit(jax.grad(lambda state: jnp.square(nnx.merge(graph, state)(x)).sum()))(state)
     for path, grad in nnx.to_flat_state(grads):
         assert jnp.isfinite(grad[...]).all(), path
-        assert grad[...].any(), path
+        assert grad[...].any() != ("indexer" in path), path  # it learns by its own loss alone
 
 
 @pytest.mark.parametrize("options", [
@@ -147,10 +153,13 @@ def test_options_of_one_class_are_checked():
         build("sliding_window", window=0)
     with pytest.raises(ValueError, match="router_dim must be an integer >= 1, got 0"):
         build("selective", router_dim=0)
+    with pytest.raises(ValueError, match="router_dim must be a multiple of 4 index heads, got 6"):
+        build("learned_router", router_dim=6)
     with pytest.raises(TypeError, match="phase"):
         build("dense")(activations(1), phase="gated")
-    with pytest.raises(ValueError, match=r"phase must be one of \('dense', 'gated', 'sparse'\), got 'warm'"):
-        build("selective")(activations(1), phase="warm")
+    for name in ("selective", "learned_router", "oracle_topk"):
+        with pytest.raises(ValueError, match=r"phase must be one of \('dense', 'gated', 'sparse'\), got 'warm'"):
+            build(name)(activations(1), phase="warm")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -16,15 +16,16 @@ LENGTHS = (1, 2, 3, 4, 7, 8, 16, 29, 64, 65)
 def decoder(**changes):
     shape = dict(vocab_size=11, num_layers=3, width=6, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=10,
                  layer_pattern=("local", "selective", "selective"), local_window=5, budget=16, block_size=4,
-                 sink_blocks=1, local_blocks=2, router_dim=3, key_conv_width=3)
+                 sink_blocks=1, local_blocks=2, router_dim=4, key_conv_width=3)
     return DecoderConfig(**shape | changes)
 
 
 def candidates(config, length):
-    """Boolean [T, NB]: the blocks each query may select, by the definition."""
-    own = np.arange(length)[:, None] // config.block_size
-    block = np.arange(-(-length // config.block_size))[None]
-    return (block >= config.sink_blocks) & (block <= own - config.local_blocks)
+    """Boolean [T, NB]: the blocks each query may select, by the definition; the learned router's are single tokens."""
+    scale = config.block_size if config.mechanism == "learned_router" else 1
+    size = config.block_size // scale
+    own, block = np.arange(length)[:, None] // size, np.arange(-(-length // size))[None]
+    return (block >= config.sink_blocks * scale) & (block <= own - config.local_blocks * scale)
 
 
 def mask(config, length):
@@ -34,6 +35,11 @@ def mask(config, length):
         return key <= position
     if config.mechanism == "sliding_window":
         return (key <= position) & (key > position - config.budget)
+    if config.mechanism == "learned_router":
+        chosen = candidates(config, length)
+        sinks, local = (n * config.block_size for n in (config.sink_blocks, config.local_blocks))
+        forced = (key < sinks) | (key > position - local)
+        return (key <= position) & (forced | (chosen & (np.cumsum(chosen, axis=1) <= flops.selected_blocks(config))))
     block, own = key // config.block_size, position // config.block_size
     chosen = candidates(config, length)
     chosen &= np.cumsum(chosen, axis=1) <= flops.selected_blocks(config)
@@ -65,10 +71,15 @@ def test_parts_equal_a_count_layer_by_layer(mechanism, length):
             projections += matmul(length, config.width, columns)
         projections += matmul(length, config.key_conv_width, 2 * 8)  # the keys' short convolution
         if kind == "selective" and mechanism in ROUTED:
-            projections += matmul(length * (4 + 2), 8, 3)  # three features of each query and key head
-            selection += matmul(candidates(config, length).sum(), 3, 2) + length * 2 * 3
+            projections += matmul(length * (4 + 2), 8, 4)  # four features of each query and key head
+            selection += matmul(candidates(config, length).sum(), 4, 2) + length * 2 * 4
         if kind == "selective" and mechanism == "block_mean":
             selection += matmul(candidates(config, length).sum(), 8, 2) + length * (4 + 2) * 8
+        if kind == "selective" and mechanism == "learned_router":  # four index heads of width 1
+            projections += matmul(length, 4 * 8, 4) + matmul(length, 4 * 8, 4) + matmul(length * 2, 8, 1)
+            selection += (matmul(1, 1, 4) + 2 * 4) * 2 * candidates(config, length).sum()
+        if kind == "selective" and mechanism == "oracle_topk":
+            selection += matmul(np.tri(length).sum(), 8, 4)
     got = flops.forward_flops(config, length)
     assert got["attention"] == attention
     assert got["selection"] == selection

@@ -7,8 +7,12 @@ from subq_jax.training import check_config, train
 
 def test_a_run_goes_from_dense_through_gated_to_sparse(tiny_config):
     tiny_config.training.ungated_steps, tiny_config.training.dense_steps = 2, 3
-    training = check_config(tiny_config).training
-    assert [training.phase(step) for step in (1, 2, 3, 4, 60)] == ["dense", "dense", "gated", "sparse", "sparse"]
+    phases = lambda: [check_config(tiny_config).phase(step) for step in (1, 2, 3, 4, 60)]
+    assert phases() == ["dense", "dense", "gated", "sparse", "sparse"]
+    tiny_config.model.mechanism = "oracle_topk"
+    assert phases() == ["dense"] * 5
+    tiny_config.model.mechanism = "block_mean"
+    assert phases() == ["sparse"] * 5
 
 
 @pytest.mark.parametrize("route", ["distilled", "both"])
