@@ -12,15 +12,17 @@ from ml_collections import ConfigDict
 
 from configs.base import make_smoke, small_run
 
+UNGATED = {"ungated_steps": 360}
+BOTH = {"model": {"router_training": "both", "router_dim": 256}, "training": UNGATED}
 VARIANTS = {
     "needles": {},
     "block16": {"model": {"block_size": 16}},  # twice as many blocks for the same budget
     "router256": {"model": {"router_dim": 256}},
-    "warm900": {"training": {"dense_steps": 900}},
-    "ungated": {"training": {"ungated_steps": 360}},  # attention learns undisturbed before the gate comes in
-    "both": {"training": {"ungated_steps": 360}, "model": {"router_training": "both"}},
+    "ungated": {"training": UNGATED},  # attention learns undisturbed before the gate comes in
     "distilled": {"model": {"router_training": "distilled"}},
-    "train2048": {"data": {"seq_len": 2048, "batch_size": 16, "curriculum": (
+    "both": {"training": UNGATED, "model": {"router_training": "both"}},
+    "both256": BOTH,
+    "train2048": BOTH | {"data": {"seq_len": 2048, "batch_size": 16, "curriculum": (
         (0, 256, 8), (600, 512, 16), (1000, 1024, 32), (1400, 2048, 32))}},  # budget 256 is 1/8 of it
 }
 

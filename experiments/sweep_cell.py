@@ -28,7 +28,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from experiments.timing import compiled_cost
-from subq_jax.evaluation import evaluate
+from subq_jax.evaluation import evaluate, held_out_routing
 from subq_jax.files import write_text
 from subq_jax.model.flops import forward_flops, training_flops
 from subq_jax.reporting.results import Row
@@ -95,7 +95,10 @@ def measure_cell(cell: Cell, folder: Path) -> list[Row]:
     rows = []
     for score in scores:
         cost = forward_cost(trained.model, score["length"], asked["timing_repeats"])
-        rows.append(common | score | cost | {"forward_flops": forward_flops(shape, score["length"])["total"]})
+        routing = held_out_routing(trained.model, config.data, length=score["length"],
+                                   batch_size=asked["batch_size"], seed=config.seed)
+        flops = {"forward_flops": forward_flops(shape, score["length"])["total"]}
+        rows.append(common | score | routing | cost | flops)
     return rows
 
 

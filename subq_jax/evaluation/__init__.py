@@ -1,5 +1,6 @@
-"""Held-out scores of a model, by context length."""
+"""Held-out scores of a model, by context length, and statistics of its routers."""
 
 from subq_jax.evaluation.held_out import evaluate
+from subq_jax.evaluation.routing import held_out_routing, routing_statistics
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "held_out_routing", "routing_statistics"]

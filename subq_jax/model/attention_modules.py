@@ -117,15 +117,7 @@ class CausalAttention(nnx.MultiHeadAttention):
             segment_ids = segment_ids.reshape(x.shape[:2])
         if decode:
             self.check_cache(*x.shape[:2])
-        q, k, v = (project(x, out_sharding=qkv_sharding) for project in (self.query, self.key, self.value))
-        if self.key_conv is not None:
-            k = self.key_conv(k, segment_ids=segment_ids, decode=decode)
-        if self.normalize_qk:
-            q, k = self.query_ln(q), self.key_ln(k)
-        if self.rope_base is not None:
-            start = self.cache_index[...] if decode else 0
-            position = start + jnp.arange(x.shape[1])
-            q, k = (apply_rope(y, position, self.rope_base) for y in (q, k))
+        q, k, v = self.project(x, segment_ids=segment_ids, decode=decode, sharding=qkv_sharding)
         kept, further = self.project_further(q, k, v)
         place = {"segment_ids": segment_ids}
         if decode:
@@ -135,6 +127,19 @@ class CausalAttention(nnx.MultiHeadAttention):
         if decode:
             self.cache_index[...] += x.shape[1]
         return out.reshape(*lead, *out.shape[-2:])
+
+    def project(self, x, *, segment_ids=None, decode: bool = False, sharding=None):
+        """Queries [B, T, N, H], keys and values [B, T, K, H] of activations x [B, T, D], as attention reads them."""
+        q, k, v = (project(x, out_sharding=sharding) for project in (self.query, self.key, self.value))
+        if self.key_conv is not None:
+            k = self.key_conv(k, segment_ids=segment_ids, decode=decode)
+        if self.normalize_qk:
+            q, k = self.query_ln(q), self.key_ln(k)
+        if self.rope_base is not None:
+            start = self.cache_index[...] if decode else 0
+            position = start + jnp.arange(x.shape[1])
+            q, k = (apply_rope(y, position, self.rope_base) for y in (q, k))
+        return q, k, v
 
     def project_further(self, q, k, v) -> tuple[dict, dict]:
         """What a cache keeps for later queries, [B, T, K, width] each, and further arguments of `attend`."""

@@ -22,6 +22,20 @@ img { max-width: 100%; } pre { background: #f5f5f5; padding: .6rem; overflow-x: 
 .failed { color: #a00; } small { color: #666; }
 """
 _QUALITY = {"accuracy": "accuracy", "bits_per_byte": "bits per byte"}
+_ROUTING = {
+    "routing_weight_recall": "share of dense attention's weight on candidates that the router chooses",
+    "routing_best_weight_recall": "share that the best choice of as many blocks would get",
+    "routing_block_recall": "share of the best choice that the router makes too",
+    "routing_tree_recall": "share of flat's choice that the tree finds",
+    "routing_certified": "queries whose tree search is certainly flat's",
+    "routing_gate_mean": "gate of chosen blocks, mean (nats)",
+    "routing_gate_p99": "gate of chosen blocks, 99th percentile (nats)",
+    "routing_chosen_weight": "softmax weight on chosen blocks",
+    "routing_usage_entropy": "entropy of how often blocks are chosen (1: all alike)",
+    "routing_union_4": "distinct blocks of 4 neighbouring tokens, over one token's",
+    "routing_union_8": "distinct blocks of 8 neighbouring tokens, over one token's",
+    "routing_union_16": "distinct blocks of 16 neighbouring tokens, over one token's",
+}
 _COSTS = {
     "forward_seconds": ("forward time", "seconds, one sequence, without compiling"),
     "forward_temp_bytes": ("forward memory", "bytes of temporaries, one sequence, by the compiler's account"),
@@ -65,7 +79,7 @@ def write_plots(folder: str | os.PathLike, rows: list[Row]) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for task, here in _by_task(rows):
-        for metric in (*_QUALITY, *_COSTS):
+        for metric in (*_QUALITY, *_ROUTING, *_COSTS):
             for against, _, png in _plots(task, here, metric):
                 (folder / f"{task}_{metric}_vs_{against}.png").write_bytes(png)
 
@@ -86,12 +100,22 @@ def _task_section(task, rows):
             parts.append(_element("h3", label.capitalize()))
             parts += [_image(png, title) for _, title, png in _plots(task, rows, metric)]
             parts.append(_table_by_length(rows, metric, ".3f"))
+    parts += _routing_section(task, rows)
     parts.append("<h3>Cost</h3>")
     for metric, (label, unit) in _COSTS.items():
         for _, title, png in _plots(task, rows, metric):
             parts.append(_image(png, title))
             parts += [_element("p", f"{label.capitalize()} ({unit}):"), _table_by_length(rows, metric, ".3g")]
     parts += ["<p>Training, per arm:</p>", _training_table(rows)]
+    return parts
+
+
+def _routing_section(task, rows):
+    shown = [metric for metric in _ROUTING if any(row.get(metric) is not None for row in rows)]
+    parts = ["<h3>Routing</h3>"] if shown else []
+    for metric in shown:
+        parts += [_image(png, title) for _, title, png in _plots(task, rows, metric)]
+        parts += [_element("p", f"{_ROUTING[metric].capitalize()}:"), _table_by_length(rows, metric, ".3f")]
     return parts
 
 
@@ -108,6 +132,10 @@ def _plots(task, rows, metric):
             for against, draw in (("length", plots.quality_vs_length), ("budget", plots.quality_vs_budget)):
                 title = f"{task}: {label} against {against}"
                 yield against, title, draw(rows, metric, title=title, ylabel=label)
+    elif metric in _ROUTING:
+        if any(row.get(metric) is not None for row in rows):
+            title = f"{task}: {metric.replace('_', ' ')}"
+            yield "length", title, plots.quality_vs_length(rows, metric, title=title, ylabel=_ROUTING[metric])
     elif any(row.get(metric) for row in rows):  # logarithmic axes have no place for 0
         label, unit = _COSTS[metric]
         yield "length", f"{task}: {label}", plots.cost_vs_length(rows, metric, title=f"{task}: {label}", ylabel=unit)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from subq_jax.data import DataConfig, data_info, make_train_iterator
-from subq_jax.evaluation import evaluate
+from subq_jax.evaluation import evaluate, held_out_routing
 from subq_jax.model.decoder import Decoder
 from subq_jax.model.flops import training_flops
 from subq_jax.parallel import batch_divisor, parse_mesh, put_batch
@@ -188,9 +188,9 @@ class _Loop:
         self._progress.describe(row)
 
     def _evaluate(self, state: TrainState, step: int) -> None:
-        data = self._config.data
+        data, model = self._config.data, nnx.merge(self._graphdef, state.params)
         (scores,) = evaluate(
-            nnx.merge(self._graphdef, state.params),
+            model,
             data,
             lengths=[data.seq_len],
             num_batches=EVAL_BATCHES,
@@ -198,6 +198,7 @@ class _Loop:
             seed=self._config.seed,
         )
         named = {f"eval_{name}": scores[name] for name in ("loss", "accuracy", "bits_per_byte")}
+        named |= held_out_routing(model, data, length=data.seq_len, batch_size=1, seed=self._config.seed)
         self._log.write({"step": step} | {name: value for name, value in named.items() if value is not None})
 
 

@@ -54,6 +54,7 @@ def trained(monkeypatch):
     failing = set()
     monkeypatch.setattr(sweep_cell, "train", train)
     monkeypatch.setattr(sweep_cell, "evaluate", evaluate)
+    monkeypatch.setattr(sweep_cell, "held_out_routing", lambda model, data, **sizes: {"routing_union_8": 2.0})
     return SimpleNamespace(calls=calls, failing=failing)
 
 
@@ -91,6 +92,7 @@ def test_finished_cells_are_skipped_and_report_is_written(trained, run, tmp_path
         ("recall-selective-32-seed0", 64), ("recall-selective-32-seed0", 128)]
     assert {row["status"] for row in rows} == {"ok"}
     assert all(row["parameters"] == 3 and row["forward_seconds"] > 0 and row["forward_flops"] > 0 for row in rows)
+    assert all(row["routing_union_8"] == 2.0 for row in rows)
     assert len(trained.calls) == 2
     assert str(tmp_path / "report.html") in capsys.readouterr().out
     assert "dense answers 95.0% right" in (tmp_path / "report.html").read_text(encoding="utf-8")

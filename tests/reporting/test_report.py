@@ -50,6 +50,14 @@ def test_complete_report_holds_plots_tables_and_no_links():
     assert "Failed" not in page and "not run" not in page
 
 
+def test_statistics_of_routers_are_drawn_where_they_were_taken(tmp_path):
+    rows = [r | ({"routing_union_8": 2.5} if r["mechanism"] == "selective" else {}) for r in sweep()]
+    assert "Distinct blocks of 8 neighbouring tokens" in render_report(rows, title="A sweep")
+    write_plots(tmp_path, rows)
+    assert (tmp_path / "recall_routing_union_8_vs_length.png").exists()
+    assert not (tmp_path / "recall_routing_gate_mean_vs_length.png").exists()
+
+
 def test_report_names_failed_and_missing_cells():
     rows = [r for r in sweep() if r["mechanism"] != "selective"]
     rows.append(dict(cell="recall/selective_32/seed0", task="recall", mechanism="selective", budget=32, seed=0,

@@ -8,21 +8,25 @@ import jax
 import jax.numpy as jnp
 
 from subq_jax.kernels.xla.dense import visible_keys
-from subq_jax.kernels.xla.layout import fold_keys, fold_queries, repeat_heads
+from subq_jax.kernels.xla.layout import fold, fold_keys, fold_queries, repeat_heads
 from subq_jax.kernels.xla.tile import NO_KEYS, tile_logits
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.summaries import num_key_blocks
 from subq_jax.selection.visibility import QueryPlace, is_candidate
 
 
-def block_mass(q, k, place: QueryPlace, block_size: int):
+def block_mass(q, k, place: QueryPlace, block_size: int, bias=None):
     """Dense attention's weight on each block, averaged over the head group.
 
-    q [B, m, N, H] at `place`, k [B, S, K, H]: float32 [B, K, m, NB]. Rows sum to 1, those of padding to 0.
+    q [B, m, N, H] at `place`, k [B, S, K, H]: float32 [B, K, m, NB]. Rows sum to 1, those of padding to 0. A `bias`
+    [B, K, m, NB] on the logits of a block's tokens makes it that of gated attention, where NO_KEYS hides a block.
     """
     batch, (length, kv_heads) = q.shape[0], k.shape[1:3]
     visible = repeat_heads(visible_keys(place, length), kv_heads)[:, :, None]
-    logits = jnp.where(visible, tile_logits(fold_queries(q, kv_heads), fold_keys(k), 0.0), NO_KEYS)
+    of_token = 0.0
+    if bias is not None:
+        of_token = jnp.repeat(fold(bias), block_size, axis=-1)[..., :length][:, :, None]
+    logits = jnp.where(visible, tile_logits(fold_queries(q, kv_heads), fold_keys(k), of_token), NO_KEYS)
     weights = jnp.where(visible, jax.nn.softmax(logits, axis=-1), 0.0).mean(axis=2)
     blocks = num_key_blocks(length, block_size)
     weights = jnp.pad(weights, ((0, 0), (0, 0), (0, blocks * block_size - length)))
