@@ -24,11 +24,12 @@ def router_divergence(
     config: SelectionConfig,
     segment_ids: SegmentIds | None = None,
 ) -> jax.Array:
-    """How far the router's softmax over candidate blocks is from dense attention's weight on them, in nats.
+    """How far the router's choice is from dense attention's weight on the blocks, in nats.
 
-    The mean over queries and KV heads of KL(dense || router), each times the candidates' share of the dense weight.
-    Dense weight is averaged over the head group. Gradients reach `router_q` and `router_k` alone. Costs as much time
-    as dense attention, but memory for a chunk of queries only.
+    The mean over queries and KV heads of KL(dense || softmax of scores), over a query's candidates and one class more
+    for all that it sees without choosing, whose score is 0: a score says how much a block matters beside what is seen
+    anyway. Dense weight is averaged over the head group. Gradients reach `router_q` and `router_k` alone. Costs as much
+    time as dense attention, but memory for a chunk of queries only.
 
     Args:
       q: queries [B, T, N, H].

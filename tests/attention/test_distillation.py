@@ -32,10 +32,10 @@ def expected(q, k, router_q, router_k, start=0):
                 weights = np.exp(k[: t + 1, head] @ q[t, head * GROUP + member] / 8**0.5)
                 np.add.at(mass, np.arange(t + 1) // 4, weights / weights.sum() / GROUP)
             scores = np.array([router_q[t, head] @ router_k[4 * b : 4 * b + 4, head].max(axis=0) for b in candidates])
-            choice = np.exp(scores / 2)
+            choice = np.exp([0, *scores / 2])  # sinks and local blocks together have the score 0
             choice /= choice.sum()
-            mass = mass[list(candidates)]
-            total += (mass * np.log(mass / mass.sum() / choice)).sum()
+            mass = np.array([1 - mass[list(candidates)].sum(), *mass[list(candidates)]])
+            total += (mass * np.log(mass / choice)).sum()
     return total
 
 
@@ -54,6 +54,12 @@ def test_documents_are_compared_on_their_own():
     rows = list(zip(*values(), strict=True))
     parts = [[x[:16] for x in rows[0]], [x[16:34] for x in rows[0]], rows[1]]
     np.testing.assert_allclose(actual, sum(expected(*part) for part in parts) / (71 * KV_HEADS), rtol=1e-5)
+
+
+def test_the_level_of_the_scores_is_taught_too():
+    q, k, router_q, router_k = values()
+    level = jax.jit(jax.grad(lambda level: router_divergence(q, k, router_q, router_k + level, CONFIG)))
+    assert level(5.0) > 0.1 and level(-5.0) < -0.1
 
 
 def test_only_the_router_learns_and_it_does():

@@ -34,14 +34,15 @@ def block_mass(q, k, place: QueryPlace, block_size: int, bias=None):
 
 
 def divergence(mass, scores, place: QueryPlace, config: SelectionConfig):
-    """Divergence of the router's softmax over candidates from dense attention's weight on them: float32 [B, K, m].
+    """Divergence of the router's choice from dense attention's weight: float32 [B, K, m] of mass, scores [B, K, m, NB].
 
-    KL(mass / total || softmax(scores)) * total, both [B, K, m, NB], where total is the candidates' share of the
-    weight: a query that needs no candidate teaches nothing.
+    KL(mass || softmax(scores)) over the candidates and one class more: all that a query sees without choosing, at
+    score 0. Without it the softmax would leave the level of the scores free, and a gate drifted tens of nats away.
     """
     block = jnp.arange(mass.shape[-1], dtype=jnp.int32)[None, None]
     candidate = is_candidate(block, place, config)[:, None]
-    mass = jnp.where(candidate, mass, 0.0)
-    log_share = jnp.log(jnp.maximum(mass, 1e-30)) - jnp.log(jnp.maximum(mass.sum(axis=-1, keepdims=True), 1e-30))
-    log_choice = jax.nn.log_softmax(jnp.where(candidate, scores, NO_KEYS), axis=-1)
-    return jnp.where(candidate, mass * (log_share - log_choice), 0.0).sum(axis=-1)
+    share = jnp.concatenate(
+        [jnp.where(candidate, 0.0, mass).sum(axis=-1, keepdims=True), jnp.where(candidate, mass, 0.0)], axis=-1)
+    scores = jnp.concatenate([jnp.zeros_like(scores[..., :1]), jnp.where(candidate, scores, NO_KEYS)], axis=-1)
+    log_choice = jax.nn.log_softmax(scores, axis=-1)
+    return jnp.where(share > 0, share * (jnp.log(jnp.maximum(share, 1e-30)) - log_choice), 0.0).sum(axis=-1)
