@@ -34,6 +34,8 @@ def small_run(arg: str) -> ConfigDict:
     config.model.block_size = 8
     config.model.sink_blocks = 1
     config.model.local_blocks = 1
+    config.model.fanouts = ()  # flat choosing; a tree pays from about a million tokens on
+    config.model.beam_width = 32
     config.model.router_dim = 128
     config.model.router_training = "gate"
     config.model.rope_base = 10_000.0

@@ -16,8 +16,10 @@ WARM_UP = (*ROUTED, "learned_router", "oracle_topk")  # arms whose training begi
 class Mechanism:
     """An arm at a budget of key positions visible to a query; `dense` sees everything and has no budget.
 
+    `fanouts` and `beam_width` are the tree through which arms with a router choose; the others choose flat.
+
     Raises:
-      ValueError: for an unknown name, or a budget that the arm cannot spend exactly.
+      ValueError: for an unknown name, a budget that the arm cannot spend exactly, or a tree that cannot hold a choice.
     """
 
     name: str
@@ -25,6 +27,8 @@ class Mechanism:
     block_size: int
     sink_blocks: int
     local_blocks: int
+    fanouts: tuple[int, ...] = ()
+    beam_width: int = 32
 
     def __post_init__(self):
         if self.name not in MECHANISMS:
@@ -37,6 +41,7 @@ class Mechanism:
                 raise ValueError(
                     f"budget of {self.name} must be a multiple of block_size={self.block_size} and leave at least one "
                     f"block beside {self.sink_blocks} sink and {self.local_blocks} local blocks, got {self.budget}")
+            self.selection_config()
 
     def selection_config(self) -> SelectionConfig:
         """The selection that spends the budget: what sink and local blocks leave goes to selected blocks.
@@ -47,4 +52,5 @@ class Mechanism:
         if self.name == "learned_router":
             return SelectionConfig(1, *(n * self.block_size for n in (num_blocks, self.local_blocks, self.sink_blocks)))
         pooling = "max" if self.name == "selective" else "mean"
-        return SelectionConfig(self.block_size, num_blocks, self.local_blocks, self.sink_blocks, pooling)
+        tree = (self.fanouts, self.beam_width) if self.name in ROUTED else ()
+        return SelectionConfig(self.block_size, num_blocks, self.local_blocks, self.sink_blocks, pooling, *tree)

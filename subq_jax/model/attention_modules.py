@@ -33,6 +33,7 @@ from subq_jax.model.router import TiedRouter
 from subq_jax.model.short_conv import ShortConvolution
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.summaries import num_key_blocks
+from subq_jax.selection.tree import SummaryTree, build_tree, update_tree
 
 
 class CausalAttention(nnx.MultiHeadAttention):
@@ -294,13 +295,27 @@ class SelectiveAttention(CausalAttention):
         self.router = TiedRouter(self.num_kv_heads, self.head_dim, router_dim, self.selection,
                                  param_dtype=self.param_dtype, rngs=rngs)
         self.cached_router_key: nnx.Cache | None = nnx.data(None)
+        self.cached_summaries = nnx.List([])  # of each level of the tree, the blocks' first
 
     def init_cache(self, input_shape, dtype=jnp.float32):
         self._init_caches(input_shape, dtype, key=self.head_dim, value=self.head_dim, router_key=self.router_dim)
+        tree = build_tree(self.cached_router_key[...], self.selection)
+        self.cached_summaries = nnx.List([nnx.Cache(level) for level in tree.levels])
 
     def project_further(self, q, k, v):
         router_q, router_k = self.router(q, k)
         return {"key": k, "value": v, "router_key": router_k}, {"router_q": router_q}
+
+    def extend_cache(self, new):
+        """Appends keys, values and router keys, and pools the summaries above them anew."""
+        kept, place = super().extend_cache(new)
+        start, count = place["q_offset"], new["key"].shape[1]
+        tree = SummaryTree(tuple(level[...] for level in self.cached_summaries))
+        tree = update_tree(tree, self.cached_router_key[...], self.selection, start, count)
+        for level, summaries in zip(self.cached_summaries, tree.levels, strict=True):
+            level[...] = summaries
+        dtype = new["router_key"].dtype
+        return kept, place | {"tree": jax.tree.map(lambda x: x.astype(dtype), tree)}
 
     def attend(self, q, kept, place, *, router_q, phase: str = "sparse", distil: bool = False):
         check_phase(phase)

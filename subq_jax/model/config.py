@@ -22,6 +22,7 @@ class DecoderConfig:
     a `"selective"` layer is NoPE and runs `mechanism`, the arm under study, at `budget` visible key positions a query
     (windows, sinks and summaries included). Nothing else in the model depends on the arm.
 
+    `fanouts` and `beam_width` are the tree through which a router chooses, see `SelectionConfig`.
     `router_training` says what a router learns from: the model's loss through its `"gate"`, the weight of dense
     attention (`"distilled"`, without a gate), or `"both"`; `learned_router` always learns from the latter.
     """
@@ -40,6 +41,8 @@ class DecoderConfig:
     block_size: int = 64
     sink_blocks: int = 1
     local_blocks: int = 2
+    fanouts: tuple[int, ...] = ()
+    beam_width: int = 32
     router_dim: int = 128
     router_training: str = "gate"
     key_conv_width: int = 2
@@ -63,6 +66,8 @@ class DecoderConfig:
         for name, allowed in (("dtype", DTYPES), ("param_dtype", PARAM_DTYPES), ("router_training", ROUTER_TRAINING)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if isinstance(self.fanouts, list):
+            object.__setattr__(self, "fanouts", tuple(self.fanouts))
         _ = self.arm  # refuses an unknown mechanism and a budget that it cannot spend
         kinds = self.layer_pattern
         if not isinstance(kinds, list | tuple) or not kinds or any(kind not in LAYER_KINDS for kind in kinds):
@@ -82,7 +87,8 @@ class DecoderConfig:
     @property
     def arm(self) -> Mechanism:
         """The mechanism of the selective layers at its budget."""
-        return Mechanism(self.mechanism, self.budget, self.block_size, self.sink_blocks, self.local_blocks)
+        return Mechanism(self.mechanism, self.budget, self.block_size, self.sink_blocks, self.local_blocks,
+                         self.fanouts, self.beam_width)
 
     @property
     def distils(self) -> bool:

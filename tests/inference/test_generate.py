@@ -55,6 +55,21 @@ def test_prefill_in_chunks_equals_the_full_forward(mechanism):
         jnp.concatenate(parts, axis=1), forward(decoder(mechanism), prompt), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("beam_width", [1, 8])
+def test_decoding_through_a_tree_equals_the_full_forward(beam_width):
+    """With a beam of 1 the tree prunes: the choice is not flat's, but decoding makes the same one."""
+    model, prompt = decoder("selective", fanouts=(2, 2), beam_width=beam_width), tokens(27)
+    new, logits = generate(model, prompt, 12)
+    np.testing.assert_allclose(logits, full_logits(model, prompt, new), atol=1e-4, rtol=0)
+    flat = forward(decoder("selective"), jnp.concatenate([prompt, new], axis=1))
+    tree = forward(model, jnp.concatenate([prompt, new], axis=1))
+    assert (jnp.abs(tree - flat).max() > 1e-3) == (beam_width == 1)
+    chunked = nnx.clone(model)
+    chunked.init_cache(2, 40)
+    parts = [extend(chunked, tokens(40)[:, start : start + 10]) for start in range(0, 40, 10)]
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), forward(model, tokens(40)), atol=1e-4, rtol=0)
+
+
 def test_a_sample_depends_on_its_key_and_on_nothing_else():
     model, prompt = decoder("selective"), tokens(27)
     draw = lambda seed: generate(model, prompt, 12, temperature=2.0, key=jax.random.key(seed))
