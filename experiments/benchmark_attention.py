@@ -25,6 +25,7 @@ from subq_jax import selective_attention
 from subq_jax.attention import (
     block_mean_attention,
     dense_attention,
+    global_token_attention,
     learned_router_attention,
     oracle_topk_attention,
     random_blocks_attention,
@@ -73,6 +74,11 @@ def arm_function(name: str):
             return lambda q, k, v, *router: dense_attention(q, k, v)
         case "sliding_window":
             return lambda q, k, v, *router: sliding_window_attention(q, k, v, mechanism.budget)
+        case "global_token":
+            slots = mechanism.num_slots
+            slot_query = jax.random.normal(jax.random.key(0), (slots, _KV_HEADS.value, _HEAD_DIM.value))
+            return lambda q, k, v, *router: global_token_attention(
+                q, k, v, slot_query, mechanism.budget - slots, _BLOCK.value)
     config = mechanism.selection_config()
     if name in ROUTED:
         return functools.partial(selective_attention, config=config)

@@ -6,8 +6,8 @@ from subq_jax.checks import check_integer
 from subq_jax.selection.config import SelectionConfig
 
 CONTROLS = ("random_blocks", "oracle_topk")  # the least and the most that a choice of blocks could give
-MECHANISMS = ("dense", "sliding_window", "block_mean", "gated_mean", "selective", "learned_router", *CONTROLS)
-SELECTING = tuple(name for name in MECHANISMS if name not in ("dense", "sliding_window"))  # arms that choose
+SELECTING = ("block_mean", "gated_mean", "selective", "learned_router", *CONTROLS)  # arms that choose what is seen
+MECHANISMS = ("dense", "sliding_window", "global_token", *SELECTING)
 ROUTED = ("gated_mean", "selective")  # arms whose choice is made by a router and trained through its gate
 WARM_UP = (*ROUTED, "learned_router", "oracle_topk")  # arms whose training begins dense; the oracle's ends so too
 
@@ -42,6 +42,13 @@ class Mechanism:
                     f"budget of {self.name} must be a multiple of block_size={self.block_size} and leave at least one "
                     f"block beside {self.sink_blocks} sink and {self.local_blocks} local blocks, got {self.budget}")
             self.selection_config()
+        if self.name == "global_token" and self.budget < 2:
+            raise ValueError(f"budget of global_token must be >= 2, a window and slots, got {self.budget}")
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of `global_token`: half of its budget; the window has the rest."""
+        return self.budget // 2
 
     def selection_config(self) -> SelectionConfig:
         """The selection that spends the budget: what sink and local blocks leave goes to selected blocks.

@@ -21,6 +21,7 @@ from subq_jax.attention.block_mean import block_mean_attention
 from subq_jax.attention.checks import check_integers
 from subq_jax.attention.dense import dense_attention
 from subq_jax.attention.distillation import router_divergence
+from subq_jax.attention.global_token import Slots, global_token_attention, update_slots
 from subq_jax.attention.learned_router import index_divergence, learned_router_attention
 from subq_jax.attention.oracle_topk import oracle_topk_attention
 from subq_jax.attention.random_blocks import random_blocks_attention
@@ -230,6 +231,41 @@ class SlidingWindowAttention(CausalAttention):
 
     def attend(self, q, kept, place):
         return sliding_window_attention(q, kept["key"], kept["value"], self.window, **place)
+
+
+class GlobalTokenAttention(CausalAttention):
+    """Attention to the last `window` positions and to `num_slots` learned summaries of the blocks before."""
+
+    def __init__(self, *args, window: int, num_slots: int, block_size: int, rngs: nnx.Rngs, **options):
+        for name, value in (("window", window), ("num_slots", num_slots), ("block_size", block_size)):
+            check_integer(name, value, 1)
+        super().__init__(*args, rngs=rngs, **options)
+        self.window, self.block_size = window, block_size
+        shape = (num_slots, self.num_kv_heads, self.head_dim)
+        self.slot_query = nnx.Param(
+            nnx.initializers.normal(1.0)(rngs.params(), shape, self.param_dtype),
+            out_sharding=(None, "heads", "head_dim"), eager_sharding=False)  # names of this package, not of a mesh
+        self.cached_slots = nnx.List([])  # keys and values of every block's summary
+
+    def init_cache(self, input_shape, dtype=jnp.float32):
+        super().init_cache(input_shape, dtype)
+        batch, length, *heads = self.cached_key.shape
+        shape = (batch, num_key_blocks(length, self.block_size), *heads)
+        self.cached_slots = nnx.List([nnx.Cache(jnp.zeros(shape, dtype)) for _ in Slots._fields])
+
+    def extend_cache(self, new):
+        """Appends keys and values, and summarises the blocks that they stand in anew."""
+        kept, place = super().extend_cache(new)
+        slots = update_slots(
+            Slots(*(x[...].astype(new["key"].dtype) for x in self.cached_slots)), kept["key"], kept["value"],
+            self.slot_query[...], self.block_size, place["q_offset"], new["key"].shape[1])
+        for cache, x in zip(self.cached_slots, slots, strict=True):
+            cache[...] = x.astype(cache.dtype)
+        return kept, place | {"slots": slots}
+
+    def attend(self, q, kept, place):
+        return global_token_attention(
+            q, kept["key"], kept["value"], self.slot_query[...], self.window, self.block_size, **place)
 
 
 class ChoosingAttention(CausalAttention):

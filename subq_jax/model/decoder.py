@@ -10,6 +10,7 @@ from subq_jax.model.attention_modules import (
     BlockMeanAttention,
     CausalAttention,
     DenseAttention,
+    GlobalTokenAttention,
     LearnedRouterAttention,
     OracleTopkAttention,
     RandomBlocksAttention,
@@ -125,6 +126,10 @@ def build_attention(config: DecoderConfig, kind: str, *, rngs: nnx.Rngs) -> Caus
             return DenseAttention(**options)
         case "sliding_window":
             return SlidingWindowAttention(**options, window=config.budget)
+        case "global_token":
+            slots = config.arm.num_slots
+            return GlobalTokenAttention(
+                **options, window=config.budget - slots, num_slots=slots, block_size=config.block_size)
         case "block_mean":
             return BlockMeanAttention(**options, selection=config.arm.selection_config())
         case "random_blocks":

@@ -20,8 +20,8 @@ def forward_flops(config: DecoderConfig, length: int) -> dict[str, float]:
 
     Returns:
       `attention` (the two products over visible positions), `selection` (scoring of candidates, block summaries,
-      group-mean queries, the oracle's dense weights), `projections` (queries, keys, values, outputs, router or indexer,
-      short convolution), `mlp`, `logits` and their sum `total`.
+      group-mean queries, summaries in slots, the oracle's dense weights), `projections` (queries, keys, values,
+      outputs, router or indexer, short convolution), `mlp`, `logits` and their sum `total`.
 
     Raises:
       ValueError: if `length` is below 1.
@@ -53,6 +53,9 @@ def visible_pairs(config: DecoderConfig, length: int) -> int:
         return length * (length + 1) // 2
     if config.mechanism in ("sliding_window", "learned_router"):  # both see as many single tokens as the budget has
         return window_pairs(length, config.budget)
+    if config.mechanism == "global_token":  # the window, and the slots of the blocks before the query's own
+        slots = config.arm.num_slots
+        return window_pairs(length, config.budget - slots) + slot_pairs(config, length)
     # A query in block b sees its own block up to itself and, of the b blocks before, the sinks, the local ones and
     # the selected. Sinks and local blocks that overlap count once, and b bounds the union.
     blocks_before = config.sink_blocks + config.local_blocks - 1 + selected_blocks(config)
@@ -63,6 +66,13 @@ def window_pairs(length: int, window: int) -> int:
     """(query, key) pairs of a causal window of `window` positions, the query's own included."""
     ramp = min(length, window)
     return ramp * (ramp + 1) // 2 + (length - ramp) * window
+
+
+def slot_pairs(config: DecoderConfig, length: int) -> int:
+    """(query, slot) pairs of `global_token`: a query in block b sees the slots of the last blocks before it."""
+    blocks, rest = divmod(length, config.block_size)
+    slots = config.arm.num_slots
+    return config.block_size * window_pairs(blocks, slots + 1) - length + rest * (min(blocks, slots) + 1)
 
 
 def candidate_pairs(config: DecoderConfig, length: int) -> int:
@@ -95,6 +105,10 @@ def _selection_flops(config: DecoderConfig, length: int) -> int:
     if config.mechanism == "block_mean":
         means = length * (config.num_heads + config.num_kv_heads) * config.head_dim  # group-mean queries, mean keys
         return means + 2 * candidate_pairs(config, length) * config.head_dim * config.num_kv_heads
+    if config.mechanism == "global_token":  # a logit and two averages over the block's tokens and the slots before it
+        blocks = -(-length // config.block_size)
+        keys = length + window_pairs(blocks, config.arm.num_slots + 1) - blocks
+        return keys * 3 * 2 * config.head_dim * config.num_kv_heads
     if config.mechanism == "learned_router":  # a product and its share of the weighted sum for each index head
         per_pair = INDEX_HEADS * (2 * (config.router_dim // INDEX_HEADS) + 2)
         return candidate_pairs(config, length) * per_pair * config.num_kv_heads

@@ -11,6 +11,7 @@ from subq_jax import SelectionConfig, selective_attention
 from subq_jax.attention import (
     block_mean_attention,
     dense_attention,
+    global_token_attention,
     learned_router_attention,
     oracle_topk_attention,
     random_blocks_attention,
@@ -153,6 +154,8 @@ ARMS = {
     "sliding_window": lambda q, k, v, **where: sliding_window_attention(q, k, v, 7, **where),
     "block_mean": lambda q, k, v, **where: block_mean_attention(
         q, k, v, BLOCKS, **where),
+    "global_token": lambda q, k, v, **where: global_token_attention(
+        q, k, v, jnp.sin(jnp.arange(2.0 * k.shape[2] * 8).reshape(2, k.shape[2], 8)), 5, 4, **where),
     "learned_router": lambda q, k, v, **where: learned_router_attention(q, k, v, index(q, k), TOKENS, **where),
     "random_blocks": lambda q, k, v, **where: random_blocks_attention(q, k, v, BLOCKS, **where),
     "oracle_topk": lambda q, k, v, **where: oracle_topk_attention(q, k, v, BLOCKS, **where),

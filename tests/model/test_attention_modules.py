@@ -11,6 +11,7 @@ from flax import linen, nnx
 from subq_jax.model.attention_modules import (
     BlockMeanAttention,
     DenseAttention,
+    GlobalTokenAttention,
     LearnedRouterAttention,
     OracleTopkAttention,
     RandomBlocksAttention,
@@ -23,6 +24,7 @@ SELECTION = SelectionConfig(block_size=4, num_blocks=1, local_blocks=1, sink_blo
 CLASSES = {
     "dense": (DenseAttention, {}),
     "sliding_window": (SlidingWindowAttention, {"window": 6}),
+    "global_token": (GlobalTokenAttention, {"window": 5, "num_slots": 2, "block_size": 4}),
     "block_mean": (BlockMeanAttention, {"selection": SELECTION}),
     "gated_mean": (SelectiveAttention, {"selection": dataclasses.replace(SELECTION, pooling="mean"), "router_dim": 4}),
     "selective": (SelectiveAttention, {"selection": SELECTION, "router_dim": 4}),
@@ -66,7 +68,7 @@ def test_it_takes_the_place_of_multi_head_attention(name):
     plain, ours = PlainBlock(nnx.MultiHeadAttention), PlainBlock(cls, **needed)
     expected, found = shapes(plain), shapes(ours)
     assert expected.items() <= found.items()
-    assert {path.split("/")[1] for path in found.keys() - expected.keys()} <= {"router", "indexer"}
+    assert {path.split("/")[1] for path in found.keys() - expected.keys()} <= {"router", "indexer", "slot_query"}
 
     graph, state = nnx.split(ours)
     x = activations(2, 3)

@@ -41,6 +41,11 @@ def mask(config, length):
         forced = (key < sinks) | (key > position - local)
         return (key <= position) & (forced | (chosen & (np.cumsum(chosen, axis=1) <= flops.selected_blocks(config))))
     block, own = key // config.block_size, position // config.block_size
+    if config.mechanism == "global_token":  # keys and summaries side by side
+        slots = config.budget // 2
+        window = (key <= position) & (key > position - (config.budget - slots))
+        summary = np.unique(block)[None]
+        return np.concatenate([window, (summary < own) & (summary >= own - slots)], axis=1)
     chosen = candidates(config, length)
     chosen &= np.cumsum(chosen, axis=1) <= flops.selected_blocks(config)
     forced = (block < config.sink_blocks) | (block > own - config.local_blocks)
@@ -78,6 +83,9 @@ def test_parts_equal_a_count_layer_by_layer(mechanism, length):
         if kind == "selective" and mechanism == "learned_router":  # four index heads of width 1
             projections += matmul(length, 4 * 8, 4) + matmul(length, 4 * 8, 4) + matmul(length * 2, 8, 1)
             selection += (matmul(1, 1, 4) + 2 * 4) * 2 * candidates(config, length).sum()
+        if kind == "selective" and mechanism == "global_token":  # a logit and two averages of every summary
+            summarised = sum(min(4, length - 4 * b) + min(b, 8) for b in range(-(-length // 4)))
+            selection += 2 * 3 * matmul(1, 8, 1) * summarised
         if kind == "selective" and mechanism == "oracle_topk":
             selection += matmul(np.tri(length).sum(), 8, 4)
     got = flops.forward_flops(config, length)
