@@ -40,6 +40,7 @@ def small_run(arg: str) -> ConfigDict:
     config.model.router_training = "gate"
     config.model.rope_base = 10_000.0
     config.model.param_dtype = "float32"
+    config.model.remat = False  # True computes each layer again in the backward pass, where its activations do not fit
     config.model.dtype = "float32"  # CPUs have no fast bfloat16; take "bfloat16" on accelerators
 
     config.optimizer = ConfigDict()
@@ -55,6 +56,7 @@ def small_run(arg: str) -> ConfigDict:
     config.training.steps = 400
     config.training.dense_steps = 110  # the router learns where to look before it decides what is seen
     config.training.ungated_steps = 0  # of them, before the router's gate comes in
+    config.training.microbatches = 1  # more cut a batch into parts, where one does not fit
     config.training.checkpoint_every = 100
     config.training.keep_checkpoints = 2
     config.training.log_every = 20

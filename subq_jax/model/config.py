@@ -25,6 +25,7 @@ class DecoderConfig:
     `fanouts` and `beam_width` are the tree through which a router chooses, see `SelectionConfig`.
     `router_training` says what a router learns from: the model's loss through its `"gate"`, the weight of dense
     attention (`"distilled"`, without a gate), or `"both"`; `learned_router` always learns from the latter.
+    With `remat` the backward pass computes each layer anew from its input instead of keeping its activations.
     """
 
     vocab_size: int
@@ -49,12 +50,15 @@ class DecoderConfig:
     rope_base: float = 10_000.0
     dtype: str = "bfloat16"
     param_dtype: str = "float32"
+    remat: bool = False
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type is float and (type(value) not in (int, float) or not math.isfinite(value)):
                 raise ValueError(f"model.{field.name} must be finite, got {value!r}")
+            if field.type is bool and type(value) is not bool:
+                raise ValueError(f"model.{field.name} must be True or False, got {value!r}")
             if field.type is int:
                 check_integer(f"model.{field.name}", value, 0 if field.name == "sink_blocks" else 1)
         if self.num_heads % self.num_kv_heads:

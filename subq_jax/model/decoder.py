@@ -60,9 +60,13 @@ class Decoder(nnx.Module):
           decode: whether the tokens continue the sequences in the cache.
         """
         x = constrain(self.embed(tokens), "batch", None, None)
+
+        def run(layer, x, segment_ids):
+            return layer(x, segment_ids, phase=phase, distil=distil, decode=decode)
+
+        run = nnx.remat(run) if self.config.remat else run
         for layer in self.layers:
-            x = layer(x, segment_ids=segment_ids, phase=phase, distil=distil, decode=decode)
-            x = constrain(x, "batch", None, None)
+            x = constrain(run(layer, x, segment_ids), "batch", None, None)
         return constrain(self.head(self.norm(x)).astype(jnp.float32), "batch", None, "vocab")
 
     def init_cache(self, batch: int, length: int) -> None:
@@ -81,7 +85,7 @@ class DecoderLayer(nnx.Module):
         self.attention = build_attention(config, kind, rngs=rngs)
         self.mlp = SwiGLU(config, rngs=rngs)
 
-    def __call__(self, x: Activations, *, segment_ids, phase: str, distil: bool, decode: bool) -> Activations:
+    def __call__(self, x: Activations, segment_ids=None, *, phase: str, distil: bool, decode: bool) -> Activations:
         arguments = {"phase": phase, "distil": distil} if self.warms_up else {}
         x = x + self.attention(self.attention_norm(x), segment_ids=segment_ids, decode=decode, **arguments)
         return x + self.mlp(self.mlp_norm(x))

@@ -42,19 +42,21 @@ class TrainingConfig:
     """Length of a run and its rhythm, in optimiser steps; `eval_every=0` never evaluates during training.
 
     Arms with a router start with `dense_steps` in which every block is seen, the first `ungated_steps` of them as plain
-    dense attention, the rest with the router's gate.
+    dense attention, the rest with the router's gate. `microbatches` parts of a batch go through the model one after
+    another, so that memory is that of one part.
     """
 
     steps: int
     dense_steps: int
     ungated_steps: int
+    microbatches: int
     checkpoint_every: int
     keep_checkpoints: int
     log_every: int
     eval_every: int
 
     def __post_init__(self):
-        for name in ("steps", "checkpoint_every", "keep_checkpoints", "log_every"):
+        for name in ("steps", "microbatches", "checkpoint_every", "keep_checkpoints", "log_every"):
             _require(self, name, getattr(self, name) >= 1, ">= 1")
         _require(self, "dense_steps", 0 <= self.dense_steps <= self.steps, f"in [0, steps={self.steps}]")
         _require(self, "ungated_steps", 0 <= self.ungated_steps <= self.dense_steps,

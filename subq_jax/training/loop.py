@@ -67,7 +67,8 @@ def train(
     """
     workdir = Path(workdir).absolute()
     mesh = parse_mesh("") if mesh is None else mesh
-    _check_batches(check_config(config).data, batch_divisor(mesh))
+    checked = check_config(config)
+    _check_batches(checked.data, batch_divisor(mesh), checked.training.microbatches)
     info = data_info(config.data)
     run = check_config(config, vocab_size=info.vocab_size)
     is_main = jax.process_index() == 0
@@ -103,7 +104,7 @@ def _run(run: RunConfig, workdir: Path, mesh: Mesh, is_main: bool, show_progress
             StepProgress(run.training.steps, start, shown=show_progress and is_main) as progress,
         ):
             take_step = make_train_step(graphdef, optimizer, abstract, mesh, packed=run.data.task == "text",
-                                        distil=run.model.distils)
+                                        distil=run.model.distils, microbatches=run.training.microbatches)
             throughput = Throughput(peak and peak * mesh.devices.size)
             loop = _Loop(run, mesh, graphdef, take_step, batches, checkpoints, log, progress, throughput)
             state = loop.run(state, start)
@@ -202,12 +203,12 @@ class _Loop:
         self._log.write({"step": step} | {name: value for name, value in named.items() if value is not None})
 
 
-def _check_batches(data: DataConfig, divisor: int) -> None:
-    """Raises `ValueError` unless the batches of every curriculum stage spread evenly over the mesh."""
+def _check_batches(data: DataConfig, divisor: int, microbatches: int) -> None:
+    """Raises `ValueError` unless the batches of every curriculum stage spread evenly over mesh and microbatches."""
     lengths = [data.seq_len, *(length for _, length, _ in data.curriculum)]
     for length in lengths:
         rows = data.batch_size * data.seq_len // length
-        if rows % divisor:
+        if rows % (divisor * microbatches):
             raise ValueError(
-                f"data.batch_size must give a multiple of data*fsdp={divisor} sequences at length {length}, got {rows}"
-            )
+                f"data.batch_size must give a multiple of data*fsdp={divisor} times training.microbatches="
+                f"{microbatches} sequences at length {length}, got {rows}")

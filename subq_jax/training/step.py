@@ -72,12 +72,12 @@ def abstract_state(
 
 
 def loss_and_grads(
-    graphdef: nnx.GraphDef, params: nnx.State, batch: dict[str, jax.Array], phase: str, distil: bool, packed: bool
+    graphdef: nnx.GraphDef, params: nnx.State, batch: dict[str, jax.Array], phase: str, distil: bool, packed: bool,
+    microbatches: int = 1
 ) -> tuple[tuple[jax.Array, jax.Array], nnx.State]:
     """Mean loss over the weighted positions of the whole global batch and the routers' divergence, and their gradient.
 
-    The gradient is that of the sum of both. It needs no weight: divergence reaches the routers alone, and Adam does
-    not mind the scale of a gradient.
+    The gradient is that of the sum of both; that of the divergence reaches the routers alone.
 
     Args:
       graphdef: the model's graph.
@@ -86,25 +86,35 @@ def loss_and_grads(
       phase: of training, see `SelectiveAttention`.
       distil: whether routers learn where dense attention looks.
       packed: whether rows hold several documents; if not, the model is spared the segment ids.
+      microbatches: parts that the batch goes through one after another, their gradients added up.
     """
+    weight = jnp.maximum(batch["loss_weights"].sum(dtype=jnp.float32), 1.0)
 
-    def loss_fn(params):
-        segment_ids = batch["segment_ids"] if packed else None
+    def loss_fn(params, part):
+        segment_ids = part["segment_ids"] if packed else None
         run = nnx.capture(nnx.merge(graphdef, params), DivergenceLoss)
-        logits, kept = run(batch["inputs"], segment_ids=segment_ids, phase=phase, distil=distil)
-        total, weight = weighted_cross_entropy(logits, batch["targets"], batch["loss_weights"])
+        logits, kept = run(part["inputs"], segment_ids=segment_ids, phase=phase, distil=distil)
+        total, _ = weighted_cross_entropy(logits, part["targets"], part["loss_weights"])
         divergences = jax.tree.leaves(kept)
-        divergence = sum(divergences, jnp.zeros(())) / max(1, len(divergences))
-        loss = total / jnp.maximum(weight, 1.0)
-        return loss + divergence, (loss, divergence)
+        divergence = sum(divergences, jnp.zeros(())) / (max(1, len(divergences)) * microbatches)
+        return total / weight + divergence, (total / weight, divergence)
 
-    (_, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    return losses, grads
+    def one(part):
+        (_, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part)
+        return losses, grads
+
+    if microbatches == 1:
+        return one(batch)
+    # Every part takes its rows from all over the batch, so that each device works on rows that it holds.
+    parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts)))
+    total, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, one(part)), None), zeros, parts)
+    return total
 
 
 def make_train_step(
     graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh, *, packed: bool,
-    distil: bool = False
+    distil: bool = False, microbatches: int = 1
 ) -> Callable[[TrainState, dict[str, jax.Array], str], tuple[TrainState, StepMetrics]]:
     """Jits the step under `mesh`; the old state's memory is donated to the new one.
 
@@ -114,7 +124,8 @@ def make_train_step(
 
     def step(state, batch, phase):
         with activation_mesh(mesh):
-            (loss, divergence), grads = loss_and_grads(graphdef, state.params, batch, phase, distil, packed)
+            (loss, divergence), grads = loss_and_grads(
+                graphdef, state.params, batch, phase, distil, packed, microbatches)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((params, opt_state))]).all()

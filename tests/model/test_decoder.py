@@ -10,6 +10,7 @@ from flax import nnx
 from tiny_decoder import SHAPE, decoder
 
 from subq_jax.attention.mechanisms import MECHANISMS, WARM_UP
+from subq_jax.model.attention_modules import DivergenceLoss
 from subq_jax.model.config import DecoderConfig
 
 VOCABULARY, LENGTH = SHAPE["vocab_size"], 40
@@ -104,6 +105,27 @@ def test_the_gated_phase_is_a_budget_of_everything():
     np.testing.assert_allclose(warm_up[:, :12], small_budget[:, :12], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("route", ["gate", "both"])
+def test_remat_changes_memory_and_nothing_else(route):
+    results, saved = [], []
+    for remat in (False, True):
+        graph, weights = nnx.split(decoder("selective", remat=remat, router_training=route))
+
+        @jax.jit
+        @jax.value_and_grad
+        def loss(weights, graph=graph):
+            run = nnx.capture(nnx.merge(graph, weights), DivergenceLoss)
+            logits, kept = run(tokens(), distil=route == "both")
+            assert len(jax.tree.leaves(kept)) == (route == "both")
+            return jnp.square(logits).mean() + sum(jax.tree.leaves(kept), jnp.zeros(()))
+
+        results.append(loss(weights))
+        saved.append(str(jax.make_jaxpr(loss)(weights)).count("remat"))
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5)
+    assert saved[1] > saved[0]
+
+
 def test_bfloat16_computes_near_float32_and_returns_float32():
     rows, segment_ids = tokens(), jnp.zeros((8, LENGTH), jnp.int32)
     half, full = (forward(decoder("selective", dtype=dtype, budget=EVERYTHING), rows, segment_ids)
@@ -138,6 +160,7 @@ def test_bfloat16_computes_near_float32_and_returns_float32():
     ({"layer_pattern": ("global",)}, "layer_pattern must be .*'local', 'selective'.* got .*'global'"),
     ({"layer_pattern": "local"}, "layer_pattern must be .* got 'local'"),
     ({"dtype": "float13"}, "dtype must be one of .*, got 'float13'"),
+    ({"remat": 1}, "remat must be True or False, got 1"),
     ({"param_dtype": "int32"}, "param_dtype must be one of .*, got 'int32'"),
 ])
 def test_a_wrong_shape_is_refused_before_any_parameter_is_made(changes, message):
