@@ -1,7 +1,8 @@
 """Times attention alone, choosing included: `python -m experiments.benchmark_attention --workdir=runs/benchmark`.
 
-One layer's attention on random inputs, forward and forward + backward, every mechanism at every length. Writes
-`results.jsonl`, `report.json` with the machine and the fitted slopes, and log-log plots. Selective attention is
+One layer's attention on random inputs, forward and forward + backward, every mechanism at every length; of those that
+choose also the choosing alone, summaries included. Writes `results.jsonl`, `report.json` with the machine and the
+fitted slopes, and log-log plots. With `--fanouts` the arms with a router choose through a tree. Selective attention is
 checked at the shortest length against the float32 reference before anything is timed. A length that an arm cannot
 finish within `--max_seconds` (judged from the one before) is left out and said so. Random inputs are the worst case
 for locality.
@@ -31,12 +32,18 @@ from subq_jax.attention import (
     random_blocks_attention,
     sliding_window_attention,
 )
-from subq_jax.attention.learned_router import Index
-from subq_jax.attention.mechanisms import MECHANISMS, ROUTED, Mechanism
+from subq_jax.attention.block_mean import group_mean
+from subq_jax.attention.checks import locate
+from subq_jax.attention.learned_router import Index, choose_tokens
+from subq_jax.attention.mechanisms import MECHANISMS, ROUTED, SELECTING, Mechanism
+from subq_jax.attention.oracle_topk import oracle_selection
+from subq_jax.attention.random_blocks import random_selection
 from subq_jax.files import append_row, write_text
+from subq_jax.kernels.xla.selective import choose
 from subq_jax.model.indexer import INDEX_HEADS
 from subq_jax.reporting.plots import cost_vs_length
 from subq_jax.reporting.results import Row, arm_name, arm_slope, arms
+from subq_jax.selection.tree import build_tree
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Folder for the results.")
 _LENGTHS = flags.DEFINE_list("lengths", ["4096", "8192", "16384", "32768", "65536"], "Context lengths, in tokens.")
@@ -48,11 +55,13 @@ _KV_HEADS = flags.DEFINE_integer("num_kv_heads", 1, "Key/value heads.", lower_bo
 _HEAD_DIM = flags.DEFINE_integer("head_dim", 64, "Head dimension.", lower_bound=1)
 _ROUTER_DIM = flags.DEFINE_integer("router_dim", 64, "Router dimension.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Type of the inputs.")
+_FANOUTS = flags.DEFINE_list("fanouts", [], "Children of a tree node from the blocks up; empty for flat choosing.")
+_BEAM = flags.DEFINE_integer("beam_width", 32, "Nodes kept per tree level.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs; the median counts.", lower_bound=1)
 _MAX_SECONDS = flags.DEFINE_float("max_seconds", 60.0, "Longest single run.", lower_bound=0.0)
 
 SINK_BLOCKS, LOCAL_BLOCKS = 1, 2
-STAGES = ("forward", "forward_backward")
+STAGES = ("choosing", "forward", "forward_backward")
 METRICS = {"seconds": "seconds", "temp_bytes": "temporaries (bytes)"}
 
 
@@ -68,7 +77,7 @@ def make_inputs(length: int) -> tuple[jax.Array, ...]:
 
 def arm_function(name: str):
     """The arm as a function of q, k, v, router_q, router_k; arms without a router ignore the last two."""
-    mechanism = Mechanism(name, _BUDGET.value, _BLOCK.value, SINK_BLOCKS, LOCAL_BLOCKS)
+    mechanism = arm(name)
     match name:
         case "dense":
             return lambda q, k, v, *router: dense_attention(q, k, v)
@@ -89,6 +98,32 @@ def arm_function(name: str):
     return lambda q, k, v, *router: attend(q, k, v, config)
 
 
+def arm(name: str) -> Mechanism:
+    """The mechanism as the flags ask for it."""
+    return Mechanism(name, _BUDGET.value, _BLOCK.value, SINK_BLOCKS, LOCAL_BLOCKS,
+                     tuple(int(x) for x in _FANOUTS.value), _BEAM.value)
+
+
+def choosing_function(name: str):
+    """What the arm does before it attends, as a function of the same arguments: the selection."""
+    config = arm(name).selection_config()
+
+    def choose_for(q, k, v, router_q, router_k):
+        place, _ = locate(q, k, None, None, None, config.block_size)
+        match name:
+            case "learned_router":
+                return choose_tokens(make_index(router_q, router_k), place, config)
+            case "oracle_topk":
+                return oracle_selection(q, k, place, config)
+            case "random_blocks":
+                return random_selection(place, config, k.shape[2])
+            case "block_mean":
+                router_q, router_k = group_mean(q, k.shape[2]), k
+        return choose(router_q, build_tree(router_k, config), place, config)
+
+    return choose_for
+
+
 def make_index(router_q: jax.Array, router_k: jax.Array) -> Index:
     """An index as wide as the router, of the router's features."""
     width = router_q.shape[-1] // INDEX_HEADS
@@ -103,7 +138,7 @@ def with_gradients(function, used: int):
 
 def selective_error(values) -> float:
     """Relative error of the default implementation against the float32 reference given the same selection."""
-    config = Mechanism("selective", _BUDGET.value, _BLOCK.value, SINK_BLOCKS, LOCAL_BLOCKS).selection_config()
+    config = arm("selective").selection_config()
     out, selection = jax.jit(lambda *x: selective_attention(*x, config, return_selection=True))(*values)
     exact = [x.astype(jnp.float32) for x in values]
     rows = slice(-min(256, out.shape[1]), None)  # the last queries see the most; the reference holds T x S
@@ -121,7 +156,7 @@ def run(path: Path, console: Console) -> list[Row]:
         for length in sorted(int(x) for x in _LENGTHS.value):
             values = make_inputs(length)
             for name in _MECHANISMS.value:
-                for stage in STAGES:
+                for stage in STAGES if name in SELECTING else STAGES[1:]:
                     before = slow.get((name, stage))
                     if before and before[1] * (length / before[0]) ** 2 > _MAX_SECONDS.value:
                         console.print(f"{name} {stage} at {length}: left out, it would take more than --max_seconds")
@@ -138,7 +173,9 @@ def run(path: Path, console: Console) -> list[Row]:
 
 
 def stage_function(name: str, stage: str):
-    """What is timed: the arm, or its gradients with respect to everything that it reads."""
+    """What is timed: the arm, its choosing alone, or its gradients with respect to everything that it reads."""
+    if stage == "choosing":
+        return choosing_function(name)
     function = arm_function(name)
     return function if stage == "forward" else with_gradients(function, used=5 if name in ROUTED else 3)
 
@@ -171,7 +208,9 @@ def _mebibytes(row: Row) -> str:
 
 
 def check_flags() -> None:
-    """Raises UsageError for lengths that are none and arms that cannot spend the budget."""
+    """Raises UsageError for lengths and fan-outs that are none, and arms that cannot spend the budget."""
+    if any(not x.isdigit() for x in _FANOUTS.value):
+        raise app.UsageError(f"--fanouts must be integers, got {_FANOUTS.value}")
     if any(not x.isdigit() or int(x) < 1 for x in _LENGTHS.value):
         raise app.UsageError(f"--lengths must be positive integers, got {_LENGTHS.value}")
     try:
@@ -193,7 +232,8 @@ def main(argv: list[str]) -> None:
     report = {"device": f"{device.platform}: {device.device_kind}", "processor": platform.processor(),
               "python": platform.python_version(), "jax": jax.__version__,
               "flags": {name: flags.FLAGS[name].value for name in (
-                  "lengths", "budget", "block_size", "num_heads", "num_kv_heads", "head_dim", "router_dim", "dtype")}}
+                  "lengths", "budget", "block_size", "num_heads", "num_kv_heads", "head_dim", "router_dim", "dtype",
+                  "fanouts", "beam_width")}}
     if "selective" in _MECHANISMS.value:
         error = selective_error(make_inputs(min(int(x) for x in _LENGTHS.value)))
         report["selective_relative_error"] = error

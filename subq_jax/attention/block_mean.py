@@ -2,7 +2,7 @@
 
 from subq_jax.attention import checks
 from subq_jax.attention.api import selective_attention
-from subq_jax.axes import Keys, Outputs, PerSequence, Queries, SegmentIds, Values
+from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterQueries, SegmentIds, Values
 from subq_jax.selection.config import SelectionConfig
 
 
@@ -23,7 +23,11 @@ def block_mean_attention(
     Source: MoBA (arXiv 2502.13189).
     """
     checks.check_attention_arrays(q, k, v)
-    batch, queries, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
-    router_q = q.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim).mean(axis=3)
+    router_q = group_mean(q, k.shape[2])
     return selective_attention(q, k, v, router_q, k, config, q_offset, kv_length, segment_ids, gate=False)
+
+
+def group_mean(q: Queries, kv_heads: int) -> RouterQueries:
+    """The mean query of each head group: [B, T, K, H]."""
+    batch, queries, heads, head_dim = q.shape
+    return q.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim).mean(axis=3)

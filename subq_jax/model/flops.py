@@ -99,6 +99,8 @@ def _sum_over_positions(length: int, block_size: int, most: int) -> int:
 
 
 def _selection_flops(config: DecoderConfig, length: int) -> int:
+    if config.mechanism in ROUTED and config.fanouts:
+        return _tree_flops(config, length)
     if config.mechanism in ROUTED:
         summaries = length * config.num_kv_heads * config.router_dim  # one comparison or sum per element
         return summaries + 2 * candidate_pairs(config, length) * config.router_dim * config.num_kv_heads
@@ -115,6 +117,22 @@ def _selection_flops(config: DecoderConfig, length: int) -> int:
     if config.mechanism == "oracle_topk":  # the logits of dense attention
         return length * (length + 1) // 2 * 2 * config.head_dim * config.num_heads
     return 0
+
+
+def _tree_flops(config: DecoderConfig, length: int) -> int:
+    """Choosing through a tree: every node of the top level, then the children of the beam and of two partial nodes.
+
+    That is what the search does for each query; the first queries of a sequence would need less.
+    """
+    levels = [-(-length // config.block_size)]
+    for fanout in config.fanouts:
+        levels.append(-(-levels[-1] // fanout))
+    scored = width = levels[-1]
+    for fanout in reversed(config.fanouts):
+        width = (min(config.beam_width, width) + 2) * fanout
+        scored += width
+    pooled = length + sum(levels[:-1])
+    return config.num_kv_heads * config.router_dim * (pooled + 2 * length * scored)
 
 
 def _projection_flops(config: DecoderConfig, kind: str) -> int:

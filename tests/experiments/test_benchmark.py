@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from subq_jax.attention.mechanisms import MECHANISMS
+from subq_jax.attention.mechanisms import MECHANISMS, SELECTING
 from subq_jax.files import read_rows
 
 ROOT = Path(__file__).parents[2]
@@ -24,11 +24,16 @@ def test_every_arm_is_timed_and_the_quadratic_one_is_left_out_in_time(tmp_path):
     done = benchmark(tmp_path, "--lengths=64,128", f"--mechanisms={','.join(MECHANISMS)}")
     assert done.returncode == 0, done.stderr
     rows = read_rows(tmp_path / "results.jsonl")
-    assert len(rows) == len(MECHANISMS) * 2 * 2 and all(row["seconds"] > 0 for row in rows)
+    assert len(rows) == (2 * len(MECHANISMS) + len(SELECTING)) * 2 and all(row["seconds"] > 0 for row in rows)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["selective_relative_error"] < 1e-5
     assert set(report["slopes"]["selective 32 forward"]) == {"seconds", "temp_bytes"}
     assert (tmp_path / "forward_seconds.png").read_bytes().startswith(b"\x89PNG")
+
+    done = benchmark(tmp_path, "--lengths=64,128", "--mechanisms=selective", "--fanouts=2,2", "--beam_width=2")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "report.json").read_text())["flags"]["fanouts"] == ["2", "2"]
+    assert "selective 32 choosing" in json.loads((tmp_path / "report.json").read_text())["slopes"]
 
     done = benchmark(tmp_path, "--lengths=64,128", "--mechanisms=dense", "--max_seconds=0")
     assert done.returncode == 0 and "dense forward at 128: left out" in done.stdout
@@ -38,6 +43,8 @@ def test_every_arm_is_timed_and_the_quadratic_one_is_left_out_in_time(tmp_path):
 @pytest.mark.parametrize(("flag", "message"), [
     ("--lengths=64,x", "--lengths must be positive integers"),
     ("--mechanisms=lsh", "mechanism must be one of"),
+    ("--fanouts=2,x", "--fanouts must be integers"),
+    ("--fanouts=1", "fanouts must be an integer >= 2, got 1"),
     ("--budget=20", "budget of .* must be a multiple of block_size=8"),
 ])
 def test_wrong_flags_are_named(tmp_path, flag, message):

@@ -109,6 +109,16 @@ def test_twelve_million_tokens_are_instant_and_sparse():
     assert sparse["selection"] / half["selection"] == pytest.approx(4, rel=1e-2)  # flat selection grows with the square
 
 
+def test_a_tree_is_counted_node_by_node():
+    config = decoder(mechanism="selective", fanouts=(3, 2), beam_width=2)  # 65 tokens: 17 blocks, 6 nodes, 3 nodes
+    scored = 3 + (2 + 2) * 2 + (2 + 2) * 3  # the top level; children of 2 kept and 2 partial nodes, twice
+    got = flops.forward_flops(config, 65)["selection"]
+    assert got == 2 * (2 * 4) * (65 + 17 + 6 + 2 * 65 * scored)  # two layers, two KV heads, four features
+    long = decoder(mechanism="selective", fanouts=(64, 64), beam_width=32, budget=64)
+    grown = [flops.forward_flops(long, length)["selection"] for length in (6_000_000, 12_000_000)]
+    assert grown[1] / grown[0] == pytest.approx(2, rel=0.1)
+
+
 def test_a_convolution_of_width_one_is_none():
     with_conv, without = decoder(key_conv_width=2), decoder(key_conv_width=1)
     difference = flops.forward_flops(with_conv, 5)["projections"] - flops.forward_flops(without, 5)["projections"]

@@ -44,13 +44,15 @@ def xla_selective_attention(
     """
     q, k, v, router_q, tree, place, _, selection = inputs
     summaries = tree.levels[0]
-    chosen, scores = _choose(router_q, tree, place, config, selection)
+    chosen, scores = choose(router_q, tree, place, config, selection)
     scores = scores if gate else jnp.zeros_like(scores)
     out = _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place)
     return out, chosen.swapaxes(1, 2)
 
 
-def _choose(router_q, tree: SummaryTree, place: QueryPlace, config: SelectionConfig, selection: Selection | None):
+def choose(
+    router_q, tree: SummaryTree, place: QueryPlace, config: SelectionConfig, selection: Selection | None = None
+):
     """The selection int32 [B, K, T, M] and its scores float32, a chunk of queries at a time; no gradient."""
     router_q, tree = jax.lax.stop_gradient((router_q, tree))
     batch, queries, heads, width = router_q.shape
