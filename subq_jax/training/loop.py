@@ -79,7 +79,7 @@ def train(
 
 def _run(run: RunConfig, workdir: Path, mesh: Mesh, is_main: bool, show_progress: bool,
          device_peak_flops: float | None) -> TrainingResult:
-    optimizer = make_optimizer(run.optimizer, run.training.steps)
+    optimizer = make_optimizer(run.optimizer, run.training.steps, routers_apart=run.model.distils)
     graphdef, abstract, initial_state = abstract_state(
         lambda: Decoder(run.model, rngs=nnx.Rngs(run.seed)), optimizer, mesh
     )

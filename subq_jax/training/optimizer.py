@@ -23,14 +23,18 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     )
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, steps: int, *, routers_apart: bool = False
+) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter, 2019) after clipping by the global norm; only matrices decay.
 
     Norm scales, biases and the like (one dimension or none) are not decayed: pulling them to zero removes the signal
-    instead of regularising it.
+    instead of regularising it. With `routers_apart` the routers' gradients are clipped by a norm of their own: that of
+    distillation is large at first, and would take the rest of the model's share.
     """
+    clip = optax.clip_by_global_norm(config.clip_norm)
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        optax.partition({"router": clip, "rest": clip}, router_or_rest) if routers_apart else clip,
         optax.adamw(
             make_schedule(config, steps),
             b1=config.b1,
@@ -44,3 +48,11 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 def is_matrix(params: Any) -> Any:
     """True for each array of two or more dimensions."""
     return jax.tree.map(lambda x: x.ndim >= 2, params)
+
+
+def router_or_rest(params: Any) -> Any:
+    """`"router"` for each array of a router or indexer, `"rest"` for all others."""
+    def label(path, _):
+        return "router" if any(name in jax.tree_util.keystr(path) for name in ("'router'", "'indexer'")) else "rest"
+
+    return jax.tree_util.tree_map_with_path(label, params)

@@ -1,12 +1,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
+from tiny_decoder import decoder
 
 from subq_jax.evaluation.held_out import count_answers
 from subq_jax.evaluation.losses import weighted_cross_entropy
 from subq_jax.training.config import OptimizerConfig
-from subq_jax.training.optimizer import make_optimizer, make_schedule
+from subq_jax.training.optimizer import make_optimizer, make_schedule, router_or_rest
 from subq_jax.training.throughput import Throughput
 
 CONFIG = OptimizerConfig(
@@ -35,6 +38,21 @@ def test_only_matrices_decay():
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -0.05 * 0.1, rtol=1e-6)
     np.testing.assert_array_equal(updates["scale"], 0.0)
+
+
+def test_routers_are_clipped_apart_where_that_is_asked_for():
+    params = nnx.state(decoder("selective"))
+    assert "router" in jax.tree.leaves(router_or_rest(params)) and "rest" in jax.tree.leaves(router_or_rest(params))
+    grads = jax.tree.map(lambda label, x: jnp.full_like(x, 1e6 if label == "router" else 1e-3),
+                         router_or_rest(params), params)
+    moments = {}
+    for apart in (False, True):
+        optimizer = make_optimizer(CONFIG, 110, routers_apart=apart)
+        _, state = optimizer.update(grads, optimizer.init(params), params)
+        moments[apart] = optax.tree.get(state, "mu")
+    together, alone = (float(jnp.abs(moments[apart]["embed"]["embedding"][...]).max()) for apart in (False, True))
+    assert alone == pytest.approx(1e-4, rel=1e-3)  # (1 - b1) of the gradient, which needs no clipping
+    assert together < 1e-9
 
 
 def test_loss_counts_weighted_positions_only_and_in_float32():
