@@ -74,9 +74,10 @@ def selective_attention(
         raise ValueError(f"implementation must be one of {sorted(IMPLEMENTATIONS)} or None, got {implementation!r}")
     place, present = checks.locate(q, k, q_offset, kv_length, segment_ids, config.block_size)
     q, router_q = (clear_padding_rows(x, place) for x in (q, router_q))
-    k, v, router_k = (clear_absent_keys(x, present) for x in (k, v, router_k))
-    tree = build_tree(router_k, config) if tree is None else clear_incomplete_nodes(
-        tree, checks.check_kv_length(kv_length, k.shape[0], k.shape[1]), config)
+    if tree is None:
+        tree = build_tree(clear_absent_keys(router_k, present), config)
+    else:
+        tree = clear_incomplete_nodes(tree, checks.check_kv_length(kv_length, k.shape[0], k.shape[1]), config)
     inputs = SelectiveInputs(q, k, v, router_q, tree, place, present, selection)
     out, chosen = IMPLEMENTATIONS[name](inputs, config, gate=gate)
     return (out, chosen) if return_selection else out

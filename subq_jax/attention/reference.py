@@ -11,7 +11,7 @@ from subq_jax.selection.choose import admit_selection, block_scores, choose_bloc
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.tree import is_full, is_partial
-from subq_jax.selection.visibility import is_local, is_sink
+from subq_jax.selection.visibility import clear_absent_keys, is_local, is_sink
 
 
 def reference_selective_attention(
@@ -23,6 +23,7 @@ def reference_selective_attention(
       the output [B, T, N, H] in `q`'s dtype and the selection int32 [B, T, K, M].
     """
     q, k, v, router_q, tree, place, present, selection = inputs
+    k, v = clear_absent_keys(k, present), clear_absent_keys(v, present)
     length, group = k.shape[1], q.shape[2] // k.shape[2]
     scores = block_scores(router_q, tree.levels[0])
     if selection is None:

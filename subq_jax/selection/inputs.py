@@ -12,7 +12,8 @@ from subq_jax.selection.visibility import QueryPlace
 class SelectiveInputs(NamedTuple):
     """The arrays of one call, checked and placed.
 
-    Rows of padding queries and of absent keys are zero, and so are tree nodes that cover positions beyond the keys.
+    Rows of padding queries are zero, and so are tree nodes that cover positions beyond the keys. Absent keys and values
+    may hold anything, and must not be read: clearing them would cost a pass over a cache for every token decoded.
     """
 
     q: Queries

@@ -49,6 +49,28 @@ def test_xla_equals_reference(problem):
         close(grad, wanted, f"gradient of {name}", 1e-4)
 
 
+@pytest.mark.parametrize("queries", [1, 2])
+@pytest.mark.parametrize("gate", [True, False])
+def test_a_few_queries_of_a_long_cache_read_what_they_see_and_no_more(monkeypatch, queries, gate):
+    config = SelectionConfig(block_size=4, num_blocks=3, local_blocks=2, sink_blocks=1)
+    values = arrays(3, 2, queries, 90, 2, 2)
+    where = {"kv_length": jnp.array([79, 90], jnp.int32)}
+    monkeypatch.setattr("subq_jax.kernels.xla.selective.gathered_forward", None)  # the way of many queries
+    out, selection, grads = value_and_grads(values, config, "xla", gate, **where)
+    expected, wanted, expected_grads = value_and_grads(values, config, "reference", gate, **where)
+    np.testing.assert_array_equal(selection, wanted)
+    close(out, expected, "out")
+    for name, grad, wanted in zip(NAMES, grads, expected_grads, strict=True):
+        close(grad, wanted, f"gradient of {name}", 1e-4)
+    absent = (jnp.arange(90)[None] >= where["kv_length"][:, None])[..., None, None]
+    q, k, v, router_q, router_k = values
+    poisoned = (q, *(jnp.where(absent, jnp.nan, x) for x in (k, v)), router_q, jnp.where(absent, jnp.nan, router_k))
+    again, _, poisoned_grads = value_and_grads(poisoned, config, "xla", gate, **where)
+    np.testing.assert_array_equal(out, again)
+    for a, b in zip(grads, poisoned_grads, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def assert_equally_good(selection, expected, values, config):
     """Every chosen block scores, by the reference, at least as high as the worst block that the reference chose."""
     scores = block_scores(values[3], block_summaries(values[4], config.block_size, config.pooling)).swapaxes(1, 2)

@@ -1,8 +1,8 @@
 """Selective attention in plain XLA: any backend, linear memory, its own memory-lean backward.
 
 Three stages: choose blocks (chunked over queries, scores never whole), attend (local blocks as bands, sink and
-selected blocks as gathered entries, merged by log-sum-exp), and a backward that recomputes every tile from the saved
-selection, output and log-sum-exp. Residuals are O(S + T * M).
+selected blocks as gathered entries, merged by log-sum-exp; a few queries gather what they see at once), and a backward
+that recomputes every tile from the saved selection, output and log-sum-exp. Residuals are O(S + T * M).
 """
 
 import functools
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from subq_jax.axes import Outputs, Selection
 from subq_jax.kernels.xla.banded import banded_backward, banded_forward
+from subq_jax.kernels.xla.direct import direct_forward
 from subq_jax.kernels.xla.gathered import gathered_backward, gathered_forward
 from subq_jax.kernels.xla.layout import (
     fold,
@@ -29,7 +30,7 @@ from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.summaries import score_scale, split_blocks
 from subq_jax.selection.tree import SummaryTree, search_tree
-from subq_jax.selection.visibility import QueryPlace, nothing_for_padding
+from subq_jax.selection.visibility import QueryPlace, clear_absent_keys, nothing_for_padding
 
 SCORE_ELEMENTS = 8 << 20  # float32 scores held at a time
 
@@ -42,11 +43,11 @@ def xla_selective_attention(
     Returns:
       the output [B, T, N, H] in `q`'s dtype and the selection int32 [B, T, K, M].
     """
-    q, k, v, router_q, tree, place, _, selection = inputs
+    q, k, v, router_q, tree, place, present, selection = inputs
     summaries = tree.levels[0]
     chosen, scores = choose(router_q, tree, place, config, selection)
     scores = scores if gate else jnp.zeros_like(scores)
-    out = _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place)
+    out = _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present)
     return out, chosen.swapaxes(1, 2)
 
 
@@ -83,32 +84,32 @@ def choose(
 
 
 class _Rows(NamedTuple):
-    """The arguments in kernel layout: X = B * K rows, one per sequence and KV head."""
+    """What query rows see, in kernel layout: X = B * K rows, one per sequence and KV head."""
 
     q: jax.Array  # [X, T, G, H]
-    k: jax.Array  # [X, S, H]
-    v: jax.Array  # [X, S, H]
-    k_blocks: jax.Array  # [X, NB, c, H]
-    v_blocks: jax.Array  # [X, NB, c, H]
     ids: jax.Array  # [X, T, J + M], sink blocks first
     bias: jax.Array  # [X, T, J + M]
     lower: jax.Array  # [X, T], first local position
     position: jax.Array  # [X, T]
-    reach: int
 
 
-def _rows(config, q, k, v, chosen, scores, place: QueryPlace) -> _Rows:
-    batch, _, kv_heads, _ = k.shape
+def _rows(config, q, kv_heads: int, chosen, scores, place: QueryPlace) -> _Rows:
     sinks = _sink_ids(place, config)
     ids = jnp.concatenate([repeat_heads(sinks, kv_heads), fold(chosen)], axis=-1)
     bias = jnp.concatenate([jnp.zeros((*ids.shape[:2], config.sink_blocks)), fold(scores)], axis=-1)
     lower = jnp.maximum(place.first_block, place.block - config.local_blocks + 1) * config.block_size
-    return _Rows(
-        fold_queries(q, kv_heads), fold_keys(k), fold_keys(v),
-        fold(split_blocks(k, config.block_size)), fold(split_blocks(v, config.block_size)),
-        ids, bias, repeat_heads(nothing_for_padding(lower, place), kv_heads), repeat_heads(place.position, kv_heads),
-        config.block_size * config.local_blocks - 1,
-    )
+    lower, position = (repeat_heads(x, kv_heads) for x in (nothing_for_padding(lower, place), place.position))
+    return _Rows(fold_queries(q, kv_heads), ids, bias, lower, position)
+
+
+def _local_reach(config: SelectionConfig) -> int:
+    return config.block_size * config.local_blocks - 1
+
+
+def _keys(config, x, present):
+    """Keys or values as rows [X, S, H] and as blocks [X, NB, c, H], zero where absent."""
+    x = clear_absent_keys(x, present)
+    return fold_keys(x), fold(split_blocks(x, config.block_size))
 
 
 def _sink_ids(place: QueryPlace, config: SelectionConfig):
@@ -119,30 +120,35 @@ def _sink_ids(place: QueryPlace, config: SelectionConfig):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place):
-    return _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place)[0]
+def _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
+    return _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present)[0]
 
 
-def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place):
-    rows = _rows(config, q, k, v, chosen, scores, place)
-    local = banded_forward(rows.q, rows.k, rows.v, rows.lower, rows.position, rows.reach)
-    listed = gathered_forward(rows.q, rows.k_blocks, rows.v_blocks, rows.ids, rows.bias)
-    out, lse = merge([local, listed])
+def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
+    rows, size, reach = _rows(config, q, k.shape[2], chosen, scores, place), config.block_size, _local_reach(config)
+    if q.shape[1] * config.budget <= k.shape[1]:  # they read less than there is
+        out, lse = direct_forward(rows.q, k, v, rows.ids, rows.bias, rows.lower, rows.position, size, reach)
+    else:
+        (k_rows, k_blocks), (v_rows, v_blocks) = (_keys(config, x, present) for x in (k, v))
+        local = banded_forward(rows.q, k_rows, v_rows, rows.lower, rows.position, reach)
+        out, lse = merge([local, gathered_forward(rows.q, k_blocks, v_blocks, rows.ids, rows.bias)])
     out = unfold_queries(out, q.shape[0]).astype(q.dtype)
-    return out, (q, k, v, router_q, summaries, chosen, scores, place, out, lse)
+    return out, (q, k, v, router_q, summaries, chosen, scores, place, present, out, lse)
 
 
 def _attend_backward(config, gate, residuals, d_out):
-    q, k, v, router_q, summaries, chosen, scores, place, out, lse = residuals
+    q, k, v, router_q, summaries, chosen, scores, place, present, out, lse = residuals
     (batch, length, kv_heads, _), sinks = k.shape, config.sink_blocks
-    rows = _rows(config, q, k, v, chosen, scores, place)
+    rows = _rows(config, q, kv_heads, chosen, scores, place)
+    (k_rows, k_blocks), (v_rows, v_blocks) = (_keys(config, x, present) for x in (k, v))
     d_out, out = fold_queries(d_out, kv_heads), fold_queries(out, kv_heads)
     delta = row_delta(d_out, out)
     gated = fold_keys(router_q if gate else router_q[..., :0])
 
-    local = banded_backward(rows.q, rows.k, rows.v, rows.lower, rows.position, rows.reach, d_out, lse, delta)
+    local = banded_backward(
+        rows.q, k_rows, v_rows, rows.lower, rows.position, _local_reach(config), d_out, lse, delta)
     dq, dk, dv, d_bias, d_side = gathered_backward(
-        rows.q, rows.k_blocks, rows.v_blocks, rows.ids, rows.bias, d_out, lse, delta, gated, sinks)
+        rows.q, k_blocks, v_blocks, rows.ids, rows.bias, d_out, lse, delta, gated, sinks)
 
     join = lambda x: x.reshape(x.shape[0], -1, x.shape[-1])[:, :length]
     dq = unfold_queries(local[0] + dq, batch).astype(q.dtype)
@@ -153,7 +159,7 @@ def _attend_backward(config, gate, residuals, d_out):
         d_scores = d_bias[..., sinks:].reshape(chosen.shape) * score_scale(router_q.shape[-1])
         d_router_q = _weighted_summaries(d_scores, summaries, chosen).astype(router_q.dtype)
         d_summaries = (d_side.reshape(summaries.shape) * score_scale(router_q.shape[-1])).astype(summaries.dtype)
-    return dq, dk, dv, d_router_q, d_summaries, None, None, None
+    return dq, dk, dv, d_router_q, d_summaries, None, None, None, None
 
 
 def _weighted_summaries(weights, summaries, chosen):
