@@ -22,8 +22,8 @@ VARIANTS = {
     "distilled": {"model": {"router_training": "distilled"}},
     "both": {"training": UNGATED, "model": {"router_training": "both"}},
     "both256": BOTH,
-    "train2048": BOTH | {"data": {"seq_len": 2048, "batch_size": 16, "curriculum": (
-        (0, 256, 8), (600, 512, 16), (1000, 1024, 32), (1400, 2048, 32))}},  # budget 256 is 1/8 of it
+    "train2048": BOTH | {"data": {"seq_len": 2048, "curriculum": (
+        (0, 256, 8), (700, 512, 16), (1200, 1024, 32), (1500, 2048, 32))}},  # budget 256 is 1/8 of it
 }
 
 

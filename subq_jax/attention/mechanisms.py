@@ -10,6 +10,7 @@ SELECTING = ("block_mean", "gated_mean", "selective", "learned_router", *CONTROL
 MECHANISMS = ("dense", "sliding_window", "global_token", *SELECTING)
 ROUTED = ("gated_mean", "selective")  # arms whose choice is made by a router and trained through its gate
 WARM_UP = (*ROUTED, "learned_router", "oracle_topk")  # arms whose training begins dense; the oracle's ends so too
+PHASES = ("dense", "gated", "sparse")  # of their training; inference is always sparse
 
 
 @dataclasses.dataclass(frozen=True)

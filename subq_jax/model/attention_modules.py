@@ -23,6 +23,7 @@ from subq_jax.attention.dense import dense_attention
 from subq_jax.attention.distillation import router_divergence
 from subq_jax.attention.global_token import Slots, global_token_attention, update_slots
 from subq_jax.attention.learned_router import index_divergence, learned_router_attention
+from subq_jax.attention.mechanisms import PHASES
 from subq_jax.attention.oracle_topk import oracle_topk_attention
 from subq_jax.attention.random_blocks import random_blocks_attention
 from subq_jax.attention.sliding_window import sliding_window_attention
@@ -296,7 +297,6 @@ class RandomBlocksAttention(ChoosingAttention):
     choose_and_attend = staticmethod(random_blocks_attention)
 
 
-PHASES = ("dense", "gated", "sparse")  # of training a router; inference is always sparse
 
 
 class OracleTopkAttention(ChoosingAttention):

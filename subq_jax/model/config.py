@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from subq_jax.attention.mechanisms import ROUTED, Mechanism
+from subq_jax.attention.mechanisms import PHASES, ROUTED, Mechanism
 from subq_jax.checks import check_fields, check_integer
 
 LAYER_KINDS = ("local", "selective")
@@ -24,7 +24,8 @@ class DecoderConfig:
 
     `fanouts` and `beam_width` are the tree through which a router chooses, see `SelectionConfig`.
     `router_training` says what a router learns from: the model's loss through its `"gate"`, the weight of dense
-    attention (`"distilled"`, without a gate), or `"both"`; `learned_router` always learns from the latter.
+    attention (`"distilled"`, without a gate), or `"both"`: dense attention's weight until the model is sparse, and the
+    gate. `learned_router` always learns from dense attention's weight.
     With `remat` the backward pass computes each layer anew from its input instead of keeping its activations.
     """
 
@@ -95,9 +96,17 @@ class DecoderConfig:
                          self.fanouts, self.beam_width)
 
     @property
-    def distils(self) -> bool:
-        """Whether training teaches routers where dense attention looks."""
-        return self.mechanism == "learned_router" or (self.mechanism in ROUTED and self.router_training != "gate")
+    def distillation_phases(self) -> tuple[str, ...]:
+        """The phases of training that teach routers where dense attention looks.
+
+        With a gate only those that attend densely: the gate sharpens what queries and keys alone leave spread out, so
+        that their weight is no teacher once the model is sparse.
+        """
+        if self.mechanism == "learned_router":
+            return PHASES
+        if self.mechanism not in ROUTED or self.router_training == "gate":
+            return ()
+        return PHASES if self.router_training == "distilled" else PHASES[:-1]
 
     @property
     def layer_kinds(self) -> tuple[str, ...]:

@@ -79,7 +79,7 @@ def train(
 
 def _run(run: RunConfig, workdir: Path, mesh: Mesh, is_main: bool, show_progress: bool,
          device_peak_flops: float | None) -> TrainingResult:
-    optimizer = make_optimizer(run.optimizer, run.training.steps, routers_apart=run.model.distils)
+    optimizer = make_optimizer(run.optimizer, run.training.steps, routers_apart=bool(run.model.distillation_phases))
     graphdef, abstract, initial_state = abstract_state(
         lambda: Decoder(run.model, rngs=nnx.Rngs(run.seed)), optimizer, mesh
     )
@@ -104,7 +104,8 @@ def _run(run: RunConfig, workdir: Path, mesh: Mesh, is_main: bool, show_progress
             StepProgress(run.training.steps, start, shown=show_progress and is_main) as progress,
         ):
             take_step = make_train_step(graphdef, optimizer, abstract, mesh, packed=run.data.task == "text",
-                                        distil=run.model.distils, microbatches=run.training.microbatches)
+                                        distillation_phases=run.model.distillation_phases,
+                                        microbatches=run.training.microbatches)
             throughput = Throughput(peak and peak * mesh.devices.size)
             loop = _Loop(run, mesh, graphdef, take_step, batches, checkpoints, log, progress, throughput)
             state = loop.run(state, start)
@@ -179,7 +180,8 @@ class _Loop:
             raise FloatingPointError(
                 f"loss is {loss}, gradient norm {grad_norm} and the state after it {after} at step {step}; {kept}")
         scalars = {"loss": loss, "grad_norm": grad_norm}
-        return scalars | ({"divergence": float(metrics.divergence)} if self._config.model.distils else {})
+        distilled = self._config.phase(step) in self._config.model.distillation_phases
+        return scalars | ({"divergence": float(metrics.divergence)} if distilled else {})
 
     def _report(self, step: int, scalars: dict[str, float]) -> None:
         learning_rate = float(self._schedule(step - 1))  # the rate that this step used

@@ -114,7 +114,7 @@ def loss_and_grads(
 
 def make_train_step(
     graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh, *, packed: bool,
-    distil: bool = False, microbatches: int = 1
+    distillation_phases: tuple[str, ...] = (), microbatches: int = 1
 ) -> Callable[[TrainState, dict[str, jax.Array], str], tuple[TrainState, StepMetrics]]:
     """Jits the step under `mesh`; the old state's memory is donated to the new one.
 
@@ -125,7 +125,7 @@ def make_train_step(
     def step(state, batch, phase):
         with activation_mesh(mesh):
             (loss, divergence), grads = loss_and_grads(
-                graphdef, state.params, batch, phase, distil, packed, microbatches)
+                graphdef, state.params, batch, phase, phase in distillation_phases, packed, microbatches)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((params, opt_state))]).all()
