@@ -19,10 +19,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.seq_len = 128
     config.data.batch_size = 16
     config.training.keep_checkpoints = 1
+    config.training.ungated_steps = 75
+    config.model.router_training = "both"  # with the gate alone, code's gates fall until chosen blocks weigh nothing
 
     recall = ConfigDict({"data": {"vocab_size": 128, "num_pairs": 16, "num_queries": 32}})
     recall.data.curriculum = ((0, 32, 4), (110, 128, 16))  # first step, length, pairs; the first stage is the warm-up
-    code = ConfigDict({"data": {"task": "text"}, "training": {"steps": 110, "dense_steps": 40}})
+    code = ConfigDict({"data": {"task": "text"}, "training": {"steps": 110, "dense_steps": 40, "ungated_steps": 26}})
 
     config.sweep = ConfigDict()
     config.sweep.tasks = ConfigDict({"recall": recall, "code": code})
@@ -36,6 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     if arg == "smoke":
         make_smoke(config)
+        config.training.ungated_steps = 2
         config.data.seq_len = 64
         code.training = ConfigDict({"steps": 10, "dense_steps": 4})
         recall.data.num_pairs, recall.data.num_queries, recall.data.curriculum = 4, 8, ()

@@ -14,6 +14,8 @@ from configs.base import make_smoke, small_run
 
 UNGATED = {"ungated_steps": 360}
 BOTH = {"model": {"router_training": "both", "router_dim": 256}, "training": UNGATED}
+TRAIN_2048 = {"data": {
+    "seq_len": 2048, "curriculum": ((0, 256, 8), (700, 512, 16), (1200, 1024, 32), (1500, 2048, 32))}}
 VARIANTS = {
     "needles": {},
     "block16": {"model": {"block_size": 16}},  # twice as many blocks for the same budget
@@ -22,8 +24,8 @@ VARIANTS = {
     "distilled": {"model": {"router_training": "distilled"}},
     "both": {"training": UNGATED, "model": {"router_training": "both"}},
     "both256": BOTH,
-    "train2048": BOTH | {"data": {"seq_len": 2048, "curriculum": (
-        (0, 256, 8), (700, 512, 16), (1200, 1024, 32), (1500, 2048, 32))}},  # budget 256 is 1/8 of it
+    "train2048": BOTH | TRAIN_2048,  # budget 256 is 1/8 of it
+    "train2048_2400": BOTH | TRAIN_2048 | {"training": UNGATED | {"steps": 2400}},  # 900 instead of 300 steps at 2,048
 }
 
 
