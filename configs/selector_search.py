@@ -16,6 +16,7 @@ UNGATED = {"ungated_steps": 360}
 BOTH = {"model": {"router_training": "both", "router_dim": 256}, "training": UNGATED}
 TRAIN_2048 = {"data": {
     "seq_len": 2048, "curriculum": ((0, 256, 8), (700, 512, 16), (1200, 1024, 32), (1500, 2048, 32))}}
+LONGER = BOTH | TRAIN_2048 | {"training": UNGATED | {"steps": 2400}}  # 900 instead of 300 steps at 2,048
 VARIANTS = {
     "needles": {},
     "block16": {"model": {"block_size": 16}},  # twice as many blocks for the same budget
@@ -25,7 +26,11 @@ VARIANTS = {
     "both": {"training": UNGATED, "model": {"router_training": "both"}},
     "both256": BOTH,
     "train2048": BOTH | TRAIN_2048,  # budget 256 is 1/8 of it
-    "train2048_2400": BOTH | TRAIN_2048 | {"training": UNGATED | {"steps": 2400}},  # 900 instead of 300 steps at 2,048
+    "taught2048": BOTH | {  # routers are taught on 32 blocks to choose from instead of the 8 that 256 tokens have
+        "data": {"seq_len": 2048, "curriculum": ((0, 256, 8), (500, 512, 16), (700, 1024, 32), (1000, 2048, 32))},
+        "training": {"steps": 2000, "ungated_steps": 800, "dense_steps": 900}},
+    "train2048_2400": LONGER,
+    "train2048_2400_block16": LONGER | {"model": LONGER["model"] | {"block_size": 16}},
 }
 
 

@@ -10,7 +10,7 @@ from problems import arrays, attention_by_definition, problems, value_and_grads
 from subq_jax import SelectionConfig, selective_attention
 from subq_jax.attention import dense_attention
 from subq_jax.attention.api import IMPLEMENTATIONS
-from subq_jax.kernels.xla import gathered
+from subq_jax.kernels.xla import gathered, layout
 from subq_jax.selection.choose import block_scores
 from subq_jax.selection.summaries import block_summaries
 
@@ -150,17 +150,32 @@ def test_results_are_the_same_bits_every_time_whatever_the_layout():
         np.testing.assert_array_equal(a, b)
 
 
-def test_many_chunks_and_steps_give_the_same_result(monkeypatch):
+ONE_TILE_A_STEP = layout.Grain(step=1, band=1, scores=1, chunk=1, share=1)
+SMALL_TILES = layout.ACCELERATOR_GRAIN._replace(chunk=1 << 14, share=8)  # many tiles a step, so runs span their groups
+
+
+@pytest.mark.parametrize("grain", [ONE_TILE_A_STEP, SMALL_TILES, layout.ACCELERATOR_GRAIN])
+def test_many_chunks_and_steps_give_the_same_result(monkeypatch, grain):
     values = arrays(6, 1, 300, 300, 2, 2)
     config = SelectionConfig(block_size=4, num_blocks=5, local_blocks=2, sink_blocks=1)
     whole = value_and_grads(values, config, "xla", True)
-    monkeypatch.setattr(gathered, "CPU_GRAIN", gathered.Grain(step=1, chunk=1))  # one tile a step, smallest chunks
-    monkeypatch.setattr("subq_jax.kernels.xla.selective.SCORE_ELEMENTS", 1)
-    monkeypatch.setattr("subq_jax.kernels.xla.banded.CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(layout, "CPU_GRAIN", grain)
     pieces = value_and_grads(values, config, "xla", True)
     np.testing.assert_array_equal(whole[1], pieces[1])
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5 * max(1, float(jnp.abs(jnp.asarray(a)).max())), rtol=0)
+
+
+@pytest.mark.parametrize("hub", [0.0, 0.5, 1.0])
+def test_runs_of_equal_blocks_are_summed_across_groups(hub):
+    rng = np.random.default_rng(0)
+    block = np.where(rng.random((2, 4 * gathered.RUN_GROUP)) < hub, 3, rng.integers(0, 9, (2, 4 * gathered.RUN_GROUP)))
+    block = np.sort(block, axis=1).astype(np.int32)
+    parts, sums = rng.normal(size=(*block.shape, 5)).astype(np.float32), rng.normal(size=(2, 9, 5)).astype(np.float32)
+    wanted = sums.astype(np.float64)
+    for row in range(2):
+        np.add.at(wanted[row], block[row], parts[row])
+    np.testing.assert_allclose(gathered._add_runs(sums, parts, jnp.asarray(block)), wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))

@@ -18,11 +18,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from subq_jax.kernels.xla.layout import join_rows, split_rows
+from subq_jax.kernels.xla.layout import grain, join_rows, split_rows
 from subq_jax.kernels.xla.tile import row_delta, tile_backward, tile_forward
 
 MIN_ROWS, MAX_ROWS = 64, 512  # query tokens of a tile: a quarter of the reach, so that windows hold the keys ~5 times
-CHUNK_ELEMENTS = 4 << 20  # float32 logits held at a time
 
 
 class Bands:
@@ -71,8 +70,8 @@ class Bands:
         return self.offset[None] + self.rows * jnp.arange(self.tiles, dtype=jnp.int32)[:, None]
 
     def tiles_at_once(self, q) -> int:
-        """How many tiles one step handles, so that its logits stay near CHUNK_ELEMENTS."""
-        return max(1, CHUNK_ELEMENTS // (q.shape[0] * q.shape[2] * self.rows * self.window))
+        """How many tiles one step handles, so that its logits stay near the backend's grain."""
+        return max(1, grain().band // (q.shape[0] * q.shape[2] * self.rows * self.window))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

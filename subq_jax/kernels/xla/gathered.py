@@ -10,7 +10,8 @@ rows (times G heads) with that block. A hub block chosen by every query is simpl
 Partial results return to query order by gathers through the inverse permutation; key gradients are summed per block
 over the sorted runs and written to distinct rows. Nothing is scattered with addition, so results are the same bits
 every time. Shapes: q [X, T, G, H], k and v blocks [X, NB, c, H], ids int32 [X, T, J] (-1 for none), bias float32
-[X, T, J]; X = B * K. All listed blocks are wholly visible. Memory is O(T * J), plus one chunk's partial results.
+[X, T, J]; X = B * K. All listed blocks are wholly visible, so that a tile needs no mask, and its bias, one number for
+an entry, only shifts the entry's log-sum-exp. Memory is O(T * J), plus one chunk's partial results.
 
 Sorting by block with a preassigned place for each entry follows FlashMoBA (arXiv 2511.11571).
 """
@@ -20,26 +21,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from subq_jax.kernels.xla.layout import join_rows, split_rows
-from subq_jax.kernels.xla.tile import NO_KEYS, tile_backward, tile_forward
+from subq_jax.kernels.xla.layout import grain, join_rows, split_rows
+from subq_jax.kernels.xla.tile import NO_KEYS, tile_backward, tile_partial
 
 MAX_ENTRIES = 128
-
-
-class Grain(NamedTuple):
-    """How much is done at a time: elements of the logits of one step, and of the partial results of one chunk."""
-
-    step: int
-    chunk: int
-
-
-CPU_GRAIN = Grain(step=1 << 18, chunk=1 << 24)  # a step's logits fit the cache
-ACCELERATOR_GRAIN = Grain(step=1 << 25, chunk=1 << 28)  # few large steps: 6 times as fast on an H200 at 64K tokens
-
-
-def grain() -> Grain:
-    """The grain for the default backend."""
-    return CPU_GRAIN if jax.default_backend() == "cpu" else ACCELERATOR_GRAIN
+MIN_ENTRIES = 8
+RUN_GROUP = 64  # tiles whose key gradients are summed by one product
 
 
 class Plan(NamedTuple):
@@ -59,17 +46,27 @@ class Shape(NamedTuple):
     tiles: int  # tiles of a step, W
     places: int  # P
 
+    @property
+    def one_step(self) -> bool:
+        """Whether a step holds every place of a chunk."""
+        return self.tiles * self.entries == self.places
+
 
 def tiling(q, k, num_slots: int) -> Shape:
-    """Sizes that keep a step's logits and a chunk's partial results near the backend's grain."""
+    """Sizes that keep a step's logits and a chunk's partial results near the backend's grain.
+
+    A block in use leaves at most one tile unfilled, so tiles of a quarter of an even share of the entries waste little.
+    """
     (batch, num_queries, group, head_dim), (num_blocks, block) = q.shape, k.shape[1:3]
     rows = grain().chunk // (batch * num_slots * group * head_dim)
     rows = min(num_queries, max(64, 1 << max(rows, 1).bit_length() - 1))
     total = rows * num_slots
-    entries = min(MAX_ENTRIES, 1 << (max(1, total // num_blocks) - 1).bit_length())
+    entries = 1 << (max(1, total // (grain().share * num_blocks)) - 1).bit_length()
+    entries = min(max(entries, MIN_ENTRIES), MAX_ENTRIES, 1 << (total - 1).bit_length())
     tiles = max(1, grain().step // (batch * entries * group * block))
-    bound = total // entries + min(num_blocks, total)  # each block in use leaves at most one tile unfilled
+    bound = total // entries + min(num_blocks, total)
     tiles = min(tiles, bound)
+    tiles = tiles if tiles <= RUN_GROUP else -(-tiles // RUN_GROUP) * RUN_GROUP
     return Shape(rows, entries, tiles, -(-bound // tiles) * tiles * entries)
 
 
@@ -79,20 +76,17 @@ def make_plan(ids, num_blocks: int, shape: Shape) -> Plan:
     key = jnp.where(ids < 0, num_blocks, ids).reshape(batch, total)
     index = jax.lax.broadcasted_iota(jnp.int32, key.shape, 1)
     sorted_key, order = jax.lax.sort((key, index), num_keys=1, is_stable=True)
-    edges = jnp.arange(num_blocks + 1, dtype=jnp.int32)
-    starts = jax.vmap(lambda row: jnp.searchsorted(row, edges).astype(jnp.int32))(sorted_key)
+    starts = _run_starts(sorted_key, num_blocks)
     tiles_of_block = -(-(starts[:, 1:] - starts[:, :-1]) // shape.entries)
     last_tile = jnp.cumsum(tiles_of_block, axis=1, dtype=jnp.int32)
     first_tile = last_tile - tiles_of_block
 
     at = lambda table, i: jnp.take_along_axis(table, i, axis=1)
     tile = jnp.arange(shape.places // shape.entries, dtype=jnp.int32)
-    block = jax.vmap(lambda row: jnp.searchsorted(row, tile, side="right").astype(jnp.int32))(last_tile)
-    used = block < num_blocks
-    block = jnp.minimum(block, num_blocks - 1)
+    block = _blocks_of_tiles(first_tile, tiles_of_block, tile.shape[0])
     rank = (tile[None] - at(first_tile, block)) * shape.entries + at(starts, block)
     rank = rank[..., None] + jnp.arange(shape.entries, dtype=jnp.int32)[None, None]
-    filled = used[..., None] & (rank < at(starts, block + 1)[..., None])
+    filled = rank < at(starts, block + 1)[..., None]  # tiles behind the last one in use lie beyond their block's end
     entry = at(order, jnp.minimum(rank, total - 1).reshape(batch, -1))
     entry = jnp.where(filled.reshape(batch, -1), entry, total)
 
@@ -102,6 +96,30 @@ def make_plan(ids, num_blocks: int, shape: Shape) -> Plan:
     place = jnp.where(listed, place, 0)
     inverse = jax.vmap(lambda o, p: jnp.zeros_like(p).at[o].set(p, unique_indices=True))(order, place)
     return Plan(entry, block, inverse, -(-last_tile[:, -1].max() // shape.tiles))
+
+
+def _run_starts(sorted_key, num_blocks: int):
+    """Where the run of each block begins in sorted keys [X, n]: int32 [X, NB + 1], the run's end for one without."""
+    total = sorted_key.shape[1]
+    first = jnp.pad(sorted_key[:, 1:] != sorted_key[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    target = jnp.where(first, sorted_key, num_blocks + 1 + jnp.arange(total, dtype=jnp.int32)[None])
+
+    def mark(target):
+        room = jnp.full(num_blocks + 1, total, jnp.int32)
+        return room.at[target].set(jnp.arange(total, dtype=jnp.int32), mode="drop", unique_indices=True)
+
+    return jax.lax.cummin(jax.vmap(mark)(target), axis=1, reverse=True)
+
+
+def _blocks_of_tiles(first_tile, tiles_of_block, num_tiles: int):
+    """The block of each tile, int32 [X, num_tiles]; tiles behind the last one in use get the last block in use."""
+    index = jnp.arange(first_tile.shape[1], dtype=jnp.int32)
+
+    def mark(first, count):
+        target = jnp.where(count > 0, first, num_tiles + index)
+        return jnp.zeros(num_tiles, jnp.int32).at[target].set(index, mode="drop", unique_indices=True)
+
+    return jax.lax.cummax(jax.vmap(mark)(first_tile, tiles_of_block), axis=1)
 
 
 def _rows(x, index):
@@ -114,27 +132,47 @@ class Step(NamedTuple):
 
     token: jax.Array  # [X, W, E]
     entry: jax.Array  # [X, W, E]
-    filled: jax.Array  # [X, W, E, 1, 1]
+    filled: jax.Array  # [X, W, E]
     block: jax.Array  # [X, W]
-    bias: jax.Array  # [X, W, E, 1, 1]
 
 
-def _step(plan: Plan, shape: Shape, bias, i) -> Step:
+def _step(plan: Plan, shape: Shape, slots: int, i) -> Step:
     width = shape.tiles * shape.entries
     batch, total = plan.place.shape
     entry = jax.lax.dynamic_slice_in_dim(plan.entry, i * width, width, axis=1)
     entry = entry.reshape(batch, shape.tiles, shape.entries)
     block = jax.lax.dynamic_slice_in_dim(plan.block, i * shape.tiles, shape.tiles, axis=1)
-    filled = (entry < total)[..., None, None]
+    filled = entry < total
     entry = jnp.minimum(entry, total - 1)
-    entry_bias = jnp.take_along_axis(bias.reshape(batch, total), entry.reshape(batch, width), axis=1)
-    return Step(entry // bias.shape[2], entry, filled, block, entry_bias.reshape(filled.shape))
+    return Step(entry // slots, entry, filled, block)
 
 
-def _put(buffer, value, shape: Shape, i):
-    """Writes a step's [X, W, E, ...] into its places of buffer [X, P, ...]."""
-    value = value.reshape(value.shape[0], -1, *value.shape[3:]).astype(buffer.dtype)
-    return jax.lax.dynamic_update_slice_in_dim(buffer, value, i * shape.tiles * shape.entries, axis=1)
+def _empty(batch: int, shape: Shape, arrays):
+    """Buffers [X, P, ...] for a step's [X, W, E, ...] results; places that no entry has are never read."""
+    if shape.one_step:
+        return None
+    return tuple(jnp.zeros((batch, shape.places, *x.shape), x.dtype) for x in arrays)
+
+
+def _all_steps(plan: Plan, shape: Shape, buffers, carry, body):
+    """Runs `body(i, carry) -> (results, carry)` over the steps; returns the results by place, and the carry.
+
+    `buffers` are reused from chunk to chunk: clearing them anew would cost as much as writing the results.
+    """
+    places = lambda x: x.reshape(x.shape[0], -1, *x.shape[3:])
+    if shape.one_step:
+        results, carry = body(0, carry)
+        return tuple(places(x) for x in results), None, carry
+
+    def loop(i, state):
+        buffers, carry = state
+        results, carry = body(i, carry)
+        put = lambda buffer, x: jax.lax.dynamic_update_slice_in_dim(
+            buffer, places(x), i * shape.tiles * shape.entries, axis=1)
+        return tuple(put(*pair) for pair in zip(buffers, results, strict=True)), carry
+
+    buffers, carry = jax.lax.fori_loop(0, plan.steps, loop, (buffers, carry))
+    return buffers, buffers, carry
 
 
 def gathered_forward(q, k, v, ids, bias):
@@ -143,29 +181,26 @@ def gathered_forward(q, k, v, ids, bias):
     num_blocks, slots = k.shape[1], ids.shape[2]
     shape = tiling(q, k, slots)
 
-    def chunk(args):
+    def chunk(buffers, args):
         q, ids, bias = args
         plan = make_plan(ids, num_blocks, shape)
 
         def body(i, carry):
-            outs, lses = carry
-            step = _step(plan, shape, bias, i)
-            out, lse = tile_forward(_rows(q, step.token), _rows(k, step.block), _rows(v, step.block),
-                                    step.bias, step.filled)
-            return _put(outs, out, shape, i), _put(lses, lse, shape, i)
+            step = _step(plan, shape, slots, i)
+            return tile_partial(_rows(q, step.token), _rows(k, step.block), _rows(v, step.block)), carry
 
-        outs = jnp.zeros((batch, shape.places, group, head_dim), q.dtype)
-        lses = jnp.full((batch, shape.places, group), NO_KEYS, jnp.float32)
-        outs, lses = jax.lax.fori_loop(0, plan.steps, body, (outs, lses))
-
-        listed = (ids >= 0)[..., None]
-        lses = jnp.where(listed, _rows(lses, plan.place).reshape(*ids.shape, group), NO_KEYS)
-        lse = jax.nn.logsumexp(lses, axis=2)
-        weights = jnp.where(listed, jnp.exp(lses - lse[:, :, None]), 0.0)
+        (outs, tops, lses), buffers, _ = _all_steps(plan, shape, buffers, (), body)
+        listed, bias = (ids >= 0)[..., None], bias[..., None]
+        tops, lses = (_rows(x, plan.place).reshape(*ids.shape, group) + bias for x in (tops, lses))
+        lse = jax.nn.logsumexp(jnp.where(listed, lses, NO_KEYS), axis=2)
+        weights = jnp.where(listed, jnp.exp(tops - lse[:, :, None]), 0.0)
         outs = _rows(outs, plan.place).reshape(*ids.shape, group, head_dim)
-        return (weights[..., None] * outs).sum(axis=2), jnp.maximum(lse, NO_KEYS)
+        return buffers, ((weights[..., None] * outs).sum(axis=2), jnp.maximum(lse, NO_KEYS))
 
-    out, lse = jax.lax.map(chunk, tuple(split_rows(x, shape.rows, fill) for x, fill in ((q, 0), (ids, -1), (bias, 0))))
+    row = jax.ShapeDtypeStruct((group,), jnp.float32)
+    buffers = _empty(batch, shape, (jax.ShapeDtypeStruct((group, head_dim), q.dtype), row, row))
+    chunks = tuple(split_rows(x, shape.rows, fill) for x, fill in ((q, 0), (ids, -1), (bias, 0)))
+    _, (out, lse) = jax.lax.scan(chunk, buffers, chunks)
     return join_rows(out, queries), join_rows(lse, queries)
 
 
@@ -180,51 +215,63 @@ def gathered_backward(q, k, v, ids, bias, d_out, lse, delta, side, first_side: i
     num_blocks, slots = k.shape[1], ids.shape[2]
     shape = tiling(q, k, slots)
 
-    def chunk(sums, args):
+    def chunk(carry, args):
+        sums, buffers = carry
         q, ids, bias, d_out, lse, delta, side = args
         plan = make_plan(ids, num_blocks, shape)
+        bias = bias.reshape(batch, -1)
 
-        def body(i, carry):
-            dqs, d_biases, sums = carry
-            step = _step(plan, shape, bias, i)
+        def body(i, sums):
+            step = _step(plan, shape, slots, i)
+            shift = _rows(lse, step.token) - _rows(bias, step.entry)[..., None]
+            shift = jnp.where(step.filled[..., None], shift, jnp.inf)  # weight 0 where there is no entry
             dq, dk, dv, d_logits = tile_backward(
-                _rows(q, step.token), _rows(k, step.block), _rows(v, step.block), step.bias, step.filled,
-                _rows(d_out, step.token), _rows(lse, step.token), _rows(delta, step.token))
+                _rows(q, step.token), _rows(k, step.block), _rows(v, step.block), 0.0, True,
+                _rows(d_out, step.token), shift, _rows(delta, step.token), q.dtype)
             d_bias = d_logits.sum(axis=(-2, -1))
             weight = jnp.where(step.entry % slots >= first_side, d_bias, 0.0)
             d_side = jnp.einsum("xwe,xwer->xwr", weight, _rows(side, step.token).astype(jnp.float32),
                                 precision=jax.lax.Precision.HIGHEST)
             sums = tuple(_add_runs(s, part, step.block) for s, part in zip(sums, (dk, dv, d_side), strict=True))
-            return _put(dqs, dq, shape, i), _put(d_biases, d_bias, shape, i), sums
+            return (dq, d_bias), sums
 
-        dqs = jnp.zeros((batch, shape.places, group, head_dim), q.dtype)
-        d_biases = jnp.zeros((batch, shape.places), jnp.float32)
-        dqs, d_biases, sums = jax.lax.fori_loop(0, plan.steps, body, (dqs, d_biases, sums))
-
+        (dqs, d_biases), buffers, sums = _all_steps(plan, shape, buffers, sums, body)
         listed = ids >= 0
         dqs = _rows(dqs, plan.place).reshape(*ids.shape, group, head_dim)
-        dq = jnp.where(listed[..., None, None], dqs, 0.0).sum(axis=2, dtype=jnp.float32)
+        dq = jnp.where(listed[..., None, None], dqs.astype(jnp.float32), 0.0).sum(axis=2)
         d_bias = jnp.where(listed, _rows(d_biases, plan.place).reshape(ids.shape), 0.0)
-        return sums, (dq, d_bias)
+        return (sums, buffers), (dq, d_bias)
 
     inputs = ((q, 0), (ids, -1), (bias, 0), (d_out, 0), (lse, 0), (delta, 0), (side, 0))
     zeros = tuple(jnp.zeros(s, jnp.float32) for s in (k.shape, v.shape, (batch, num_blocks, side.shape[-1])))
+    buffers = _empty(batch, shape, (
+        jax.ShapeDtypeStruct((group, head_dim), q.dtype), jax.ShapeDtypeStruct((), jnp.float32)))
     chunks = tuple(split_rows(x, shape.rows, fill) for x, fill in inputs)
-    (dk, dv, d_side), (dq, d_bias) = jax.lax.scan(chunk, zeros, chunks)
+    ((dk, dv, d_side), _), (dq, d_bias) = jax.lax.scan(chunk, (zeros, buffers), chunks)
     return join_rows(dq, queries), dk, dv, join_rows(d_bias, queries), d_side
 
 
 def _add_runs(sums, parts, block):
     """Adds tiles' parts [X, W, ...] to the rows `block` [X, W] of sums [X, NB, ...]; equal blocks are neighbours.
 
-    Each run of equal blocks is summed first and written once, so that no two writes meet.
+    Each run of equal blocks is summed first and written once, so that no two writes meet. Runs are summed within groups
+    of tiles; what a run had in earlier groups is added to its part in a later one.
     """
-    width, num_blocks = block.shape[1], sums.shape[1]
-    index = jnp.arange(width)
-    same = (block[:, :, None] == block[:, None, :]) & (index[:, None] >= index[None])[None]
-    runs = jnp.einsum("xij,xj...->xi...", same.astype(jnp.float32), parts, precision=jax.lax.Precision.HIGHEST)
+    (batch, width), num_blocks = block.shape, sums.shape[1]
+    group = min(width, RUN_GROUP)
+    add = lambda equal, parts: jnp.einsum("...ij,...jf->...if", equal.astype(jnp.float32), parts,
+                                          precision=jax.lax.Precision.HIGHEST)
+    index, ids = jnp.arange(group), block.reshape(batch, -1, group)
+    same = (ids[..., :, None] == ids[..., None, :]) & (index[:, None] >= index[None])[None, None]
+    runs = add(same, parts.reshape(*ids.shape, -1))
+    number = jnp.arange(ids.shape[1])
+    earlier = (ids[:, :, None, 0] == ids[:, None, :, -1]) & (number[:, None] > number[None])[None]
+    carried = add(earlier, runs[:, :, -1])
+    runs += jnp.where((ids == ids[..., :1])[..., None], carried[:, :, None], 0.0)
+    runs = runs.reshape(parts.shape)
+
     is_last = jnp.concatenate([block[:, 1:] != block[:, :-1], jnp.ones_like(block[:, :1], dtype=bool)], axis=1)
-    target = jnp.where(is_last, block, (num_blocks + index)[None])
+    target = jnp.where(is_last, block, (num_blocks + jnp.arange(width))[None])
 
     def write(row, run, block, target):
         return row.at[target].set(row[block] + run, mode="drop", unique_indices=True)

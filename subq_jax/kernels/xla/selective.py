@@ -19,6 +19,7 @@ from subq_jax.kernels.xla.layout import (
     fold,
     fold_keys,
     fold_queries,
+    grain,
     map_query_chunks,
     repeat_heads,
     unfold_keys,
@@ -31,8 +32,6 @@ from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.summaries import score_scale, split_blocks
 from subq_jax.selection.tree import SummaryTree, search_tree
 from subq_jax.selection.visibility import QueryPlace, clear_absent_keys, nothing_for_padding
-
-SCORE_ELEMENTS = 8 << 20  # float32 scores held at a time
 
 
 def xla_selective_attention(
@@ -64,7 +63,7 @@ def choose(
         held = (config.beam_width + 2) * max(config.fanouts) * width + tree.levels[-1].shape[2]
     else:
         held = num_blocks
-    rows = max(1, min(queries, SCORE_ELEMENTS // (batch * heads * held)))
+    rows = max(1, min(queries, grain().scores // (batch * heads * held)))
 
     def chunk(args):
         router_q, place, selection = args
@@ -165,7 +164,7 @@ def _attend_backward(config, gate, residuals, d_out):
 def _weighted_summaries(weights, summaries, chosen):
     """Sum over the chosen blocks [B, K, T, M] of their summaries times `weights`: float32 [B, T, K, R]."""
     batch, heads, queries, slots = chosen.shape
-    rows = max(1, min(queries, SCORE_ELEMENTS // (batch * heads * slots * summaries.shape[-1])))
+    rows = max(1, min(queries, grain().scores // (batch * heads * slots * summaries.shape[-1])))
     take = jax.vmap(jax.vmap(lambda table, ids: jnp.take(table, ids, axis=0, mode="clip"), in_axes=(0, 1), out_axes=1))
 
     def chunk(args):

@@ -15,8 +15,8 @@ from subq_jax.selection.choose import matmul_precision
 NO_KEYS = -1e30  # log-sum-exp of a row that sees nothing; finite, so that differences stay finite
 
 
-def _matmul(equation, a, b):
-    return jnp.einsum(equation, a, b, precision=matmul_precision(a.dtype), preferred_element_type=jnp.float32)
+def _matmul(equation, a, b, dtype=jnp.float32):
+    return jnp.einsum(equation, a, b, precision=matmul_precision(a.dtype), preferred_element_type=dtype)
 
 
 def _over_keys(rows, keys):
@@ -24,9 +24,9 @@ def _over_keys(rows, keys):
     return _matmul("...mgh,...nh->...mgn", rows, keys)
 
 
-def _over_features(weights, keys):
-    """[..., m, G, n] x [..., n, H] -> [..., m, G, H]."""
-    return _matmul("...mgn,...nh->...mgh", weights, keys)
+def _over_features(weights, keys, dtype=jnp.float32):
+    """[..., m, G, n] x [..., n, H] -> [..., m, G, H], summed in float32 and rounded to `dtype`."""
+    return _matmul("...mgn,...nh->...mgh", weights, keys, dtype)
 
 
 def _over_rows(weights, rows):
@@ -51,17 +51,30 @@ def tile_forward(q, k, v, bias, visible):
     return out, lse[..., 0]
 
 
-def tile_backward(q, k, v, bias, visible, d_out, lse, delta):
+def tile_partial(q, k, v):
+    """The tile's part of a softmax, all of it visible: (out [..., m, G, H], top [..., m, G], lse [..., m, G]).
+
+    `out` is the sum of `exp(logit - top) * v` in `q`'s dtype, so that it need not be divided before parts are merged:
+    a row's result is the sum over its parts of `out * exp(top - lse of all)`. `top` and `lse` are float32.
+    """
+    logits = tile_logits(q, k, 0.0)
+    top = jax.lax.stop_gradient(logits).max(axis=-1, keepdims=True)
+    weights = jnp.exp(logits - top)
+    lse = top + jnp.log(weights.sum(axis=-1, keepdims=True))
+    return _over_features(weights.astype(v.dtype), v, q.dtype), top[..., 0], lse[..., 0]
+
+
+def tile_backward(q, k, v, bias, visible, d_out, lse, delta, dq_dtype=jnp.float32):
     """Gradients of the tile's part of a softmax whose final log-sum-exp is `lse` [..., m, G].
 
-    `delta` [..., m, G] is `row_delta`. Returns float32 (dq, dk, dv, d_logits [..., m, G, n]).
+    `delta` [..., m, G] is `row_delta`. Returns (dq in `dq_dtype`, and float32 dk, dv, d_logits [..., m, G, n]).
     """
     logits = tile_logits(q, k, bias)
     weights = jnp.where(visible, jnp.exp(jnp.where(visible, logits, NO_KEYS) - lse[..., None]), 0.0)
     d_weights = _over_keys(d_out, v)
     d_logits = weights * (d_weights - delta[..., None])
     scaled = (d_logits * (q.shape[-1] ** -0.5)).astype(q.dtype)
-    dq = _over_features(scaled, k)
+    dq = _over_features(scaled, k, dq_dtype)
     dk = _over_rows(scaled, q)
     dv = _over_rows(weights.astype(v.dtype), d_out)
     return dq, dk, dv, d_logits
