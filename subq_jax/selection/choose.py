@@ -1,5 +1,7 @@
 """The choice itself: scores of blocks, and the best of the candidates."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -7,6 +9,8 @@ from subq_jax.axes import ChosenBlocks, RouterQueries, Scores, Summaries
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.summaries import score_scale
 from subq_jax.selection.visibility import QueryPlace, is_candidate
+
+MIN_GROUP = 8  # smaller groups leave as much to compare as there was
 
 
 def matmul_precision(dtype) -> jax.lax.Precision | None:
@@ -61,9 +65,28 @@ def choose_blocks(scores: Scores, place: QueryPlace, config: SelectionConfig, re
     if config.num_blocks >= num_blocks:  # the dense warm-up: every candidate is chosen
         every = jnp.where(candidate, block[None], num_blocks)
         return ascending(jnp.broadcast_to(every, scores.shape), num_blocks, config.num_blocks)
-    _, best = jax.lax.top_k(rank_among(candidate, scores), config.num_blocks)
+    best = best_of(rank_among(candidate, scores), config.num_blocks)
     chosen = jnp.take_along_axis(jnp.broadcast_to(candidate, scores.shape), best, axis=-1)
     return ascending(jnp.where(chosen, best, num_blocks), num_blocks, config.num_blocks)
+
+
+def best_of(ranks, count: int):
+    """Indices of the `count` largest of ranks [..., n] (ties: lower index), int32 [..., count]; as `jax.lax.top_k`.
+
+    The largest lie in the `count` groups of largest maximum, so that only their members are compared one by one: for
+    the best 29 of 16,384 that is 11 times fewer. Groups keep their order, and with it the order of ties. Every kept
+    group has a member of its own, so what fills up the last group is never needed.
+    """
+    width = ranks.shape[-1]
+    size = 1 << (math.isqrt(width // count).bit_length() - 1)
+    if size < MIN_GROUP:
+        return jax.lax.top_k(ranks, count)[1]
+    groups = jnp.pad(ranks, [(0, 0)] * (ranks.ndim - 1) + [(0, -width % size)], constant_values=-jnp.inf)
+    groups = groups.reshape(*ranks.shape[:-1], -1, size)
+    kept = jnp.sort(jax.lax.top_k(groups.max(axis=-1), count)[1], axis=-1)
+    members = jnp.take_along_axis(groups, kept[..., None], axis=-2).reshape(*ranks.shape[:-1], -1)
+    place = jax.lax.top_k(members, count)[1]
+    return jnp.take_along_axis(kept, place // size, axis=-1) * size + place % size
 
 
 def admit_selection(

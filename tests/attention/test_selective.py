@@ -11,7 +11,7 @@ from subq_jax import SelectionConfig, selective_attention
 from subq_jax.attention import dense_attention
 from subq_jax.attention.api import IMPLEMENTATIONS
 from subq_jax.kernels.xla import gathered, layout
-from subq_jax.selection.choose import block_scores
+from subq_jax.selection.choose import best_of, block_scores
 from subq_jax.selection.summaries import block_summaries
 
 NAMES = ("q", "k", "v", "router_q", "router_k")
@@ -164,6 +164,16 @@ def test_many_chunks_and_steps_give_the_same_result(monkeypatch, grain):
     np.testing.assert_array_equal(whole[1], pieces[1])
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5 * max(1, float(jnp.abs(jnp.asarray(a)).max())), rtol=0)
+
+
+@pytest.mark.parametrize(("width", "count"), [(40, 3), (500, 5), (1024, 13), (1030, 1)])
+@pytest.mark.parametrize("levels", [2, 60, 10_000])
+def test_the_best_are_found_by_groups_with_ties_to_the_lower_index(width, count, levels):
+    rng = np.random.default_rng(width)
+    ranks = jnp.asarray(rng.integers(0, levels, (2, 16, width)), jnp.float32)
+    first = jnp.arange(width) >= width - count - 1  # hardly more than wanted, at the end, where the last group is short
+    for values in (ranks, jnp.where(first, ranks, -jnp.inf)):
+        np.testing.assert_array_equal(best_of(values, count), jax.lax.top_k(values, count)[1])
 
 
 @pytest.mark.parametrize("hub", [0.0, 0.5, 1.0])
