@@ -37,6 +37,7 @@ def small_run(arg: str) -> ConfigDict:
     config.model.fanouts = ()  # flat choosing; a tree pays from about a million tokens on
     config.model.beam_width = 32
     config.model.router_dim = 128
+    config.model.router_window = 1  # a wider one makes neighbours choose alike: fewer distinct blocks for a tile
     config.model.router_training = "gate"
     config.model.rope_base = 10_000.0
     config.model.param_dtype = "float32"

@@ -17,6 +17,14 @@ BOTH = {"model": {"router_training": "both", "router_dim": 256}, "training": UNG
 TRAIN_2048 = {"data": {
     "seq_len": 2048, "curriculum": ((0, 256, 8), (700, 512, 16), (1200, 1024, 32), (1500, 2048, 32))}}
 LONGER = BOTH | TRAIN_2048 | {"training": UNGATED | {"steps": 2400}}  # 900 instead of 300 steps at 2,048
+BLOCK16 = LONGER | {"model": BOTH["model"] | {"block_size": 16}}
+
+
+def block16(section: str, **changes) -> dict:
+    """`BLOCK16`, the best so far, with changes to one of its sections."""
+    return BLOCK16 | {section: BLOCK16[section] | changes}
+
+
 VARIANTS = {
     "needles": {},
     "block16": {"model": {"block_size": 16}},  # twice as many blocks for the same budget
@@ -30,7 +38,16 @@ VARIANTS = {
         "data": {"seq_len": 2048, "curriculum": ((0, 256, 8), (500, 512, 16), (700, 1024, 32), (1000, 2048, 32))},
         "training": {"steps": 2000, "ungated_steps": 800, "dense_steps": 900}},
     "train2048_2400": LONGER,
-    "train2048_2400_block16": LONGER | {"model": LONGER["model"] | {"block_size": 16}},
+    "train2048_2400_block16": BLOCK16,
+    # nodes of 1,024 tokens, 32 of them kept: nothing is pruned in training, most of it is at a million tokens
+    "block16_tree": block16("model", fanouts=(64,), beam_width=32),
+    "block16_mean4": block16("model", router_window=4),  # do neighbours choose alike, and what does it cost?
+    "block16_mean8": block16("model", router_window=8),
+    "block16_router128": block16("model", router_dim=128),
+    "block16_one_selective": block16("model", layer_pattern=("local", "local", "local", "selective")),
+    "block16_window64": block16("model", local_window=64),
+    "block16_batch16": block16("data", batch_size=16),  # half the tokens
+    "block16_1800": block16("training", steps=1800),
 }
 
 

@@ -107,7 +107,7 @@ def _statistics(graphdef, params, tokens, rows):
 def _layer_statistics(attention: SelectiveAttention, x, rows):
     config = attention.selection
     q, k, _ = attention.project(x)
-    router_q, router_k = attention.router(q, k)
+    router_q, router_k = attention.route(q, k)
     tree = build_tree(router_k, config)
     position = jnp.broadcast_to(rows[None].astype(jnp.int32), (x.shape[0], rows.shape[0]))
     zero = jnp.zeros_like(position)

@@ -32,7 +32,7 @@ from subq_jax.checks import check_integer
 from subq_jax.model.indexer import INDEX_HEADS, TokenIndexer
 from subq_jax.model.rope import apply_rope
 from subq_jax.model.router import TiedRouter
-from subq_jax.model.short_conv import ShortConvolution
+from subq_jax.model.short_conv import RunningMean, ShortConvolution
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.summaries import num_key_blocks
 from subq_jax.selection.tree import SummaryTree, build_tree, update_tree
@@ -121,7 +121,7 @@ class CausalAttention(nnx.MultiHeadAttention):
         if decode:
             self.check_cache(*x.shape[:2])
         q, k, v = self.project(x, segment_ids=segment_ids, decode=decode, sharding=qkv_sharding)
-        kept, further = self.project_further(q, k, v)
+        kept, further = self.project_further(q, k, v, segment_ids=segment_ids, decode=decode)
         place = {"segment_ids": segment_ids}
         if decode:
             kept, place = self.extend_cache(kept)
@@ -144,7 +144,7 @@ class CausalAttention(nnx.MultiHeadAttention):
             q, k = (apply_rope(y, position, self.rope_base) for y in (q, k))
         return q, k, v
 
-    def project_further(self, q, k, v) -> tuple[dict, dict]:
+    def project_further(self, q, k, v, *, segment_ids, decode: bool) -> tuple[dict, dict]:
         """What a cache keeps for later queries, [B, T, K, width] each, and further arguments of `attend`."""
         return {"key": k, "value": v}, {}
 
@@ -297,8 +297,6 @@ class RandomBlocksAttention(ChoosingAttention):
     choose_and_attend = staticmethod(random_blocks_attention)
 
 
-
-
 class OracleTopkAttention(ChoosingAttention):
     """Blocks chosen by dense attention's own weight; every `phase` but `"sparse"` is dense attention."""
 
@@ -314,32 +312,48 @@ class OracleTopkAttention(ChoosingAttention):
 class SelectiveAttention(CausalAttention):
     """Selective attention with a non-negative router on its own queries and keys.
 
-    `selection` sets block size and budget, `router_dim` the width R of the router. `gate` and `implementation` are
-    those of `subq_jax.selective_attention`. The gate trains the router by the loss of the model; a call with
-    `distil=True` also keeps a `DivergenceLoss` of the router alone, which trains it without a gate or beside it.
+    `selection` sets block size and budget, `router_dim` the width R of the router. Router queries are the mean of the
+    last `router_window` tokens', so that neighbours choose alike (default 1: each token's own). `gate` and
+    `implementation` are those of `subq_jax.selective_attention`. The gate trains the router by the loss of the model; a
+    call with `distil=True` also keeps a `DivergenceLoss` of the router alone, which trains it without a gate or beside
+    it.
 
     `phase` of a call is one of `PHASES`: `"sparse"`; `"gated"`, the warm-up in which every candidate block is selected,
     so that all receive a gradient; `"dense"`, plain dense attention, in which attention learns undisturbed.
     """
 
     def __init__(self, num_heads, in_features, *args, selection: SelectionConfig | None = None, router_dim: int = 64,
-                 gate: bool = True, implementation: str | None = None, rngs: nnx.Rngs, **options):
+                 router_window: int = 1, gate: bool = True, implementation: str | None = None, rngs: nnx.Rngs,
+                 **options):
         check_integer("router_dim", router_dim, 1)
+        check_integer("router_window", router_window, 1)
         super().__init__(num_heads, in_features, *args, rngs=rngs, **options)
         self.selection = SelectionConfig() if selection is None else selection
         self.router_dim, self.gate, self.implementation = router_dim, gate, implementation
         self.router = TiedRouter(self.num_kv_heads, self.head_dim, router_dim, self.selection,
                                  param_dtype=self.param_dtype, rngs=rngs)
+        self.router_mean = nnx.data(None)
+        if router_window > 1:
+            self.router_mean = RunningMean(self.num_kv_heads, router_dim, router_window)
         self.cached_router_key: nnx.Cache | None = nnx.data(None)
         self.cached_summaries = nnx.List([])  # of each level of the tree, the blocks' first
 
     def init_cache(self, input_shape, dtype=jnp.float32):
         self._init_caches(input_shape, dtype, key=self.head_dim, value=self.head_dim, router_key=self.router_dim)
+        if self.router_mean is not None:
+            self.router_mean.init_cache(self.cached_key.shape[0], dtype)
         tree = build_tree(self.cached_router_key[...], self.selection)
         self.cached_summaries = nnx.List([nnx.Cache(level) for level in tree.levels])
 
-    def project_further(self, q, k, v):
+    def route(self, q, k, *, segment_ids=None, decode: bool = False):
+        """Router queries and keys, [B, T, K, R] each, of q [B, T, N, H] and k [B, T, K, H]."""
         router_q, router_k = self.router(q, k)
+        if self.router_mean is not None:
+            router_q = self.router_mean(router_q, segment_ids=segment_ids, decode=decode)
+        return router_q, router_k
+
+    def project_further(self, q, k, v, *, segment_ids, decode):
+        router_q, router_k = self.route(q, k, segment_ids=segment_ids, decode=decode)
         return {"key": k, "value": v, "router_key": router_k}, {"router_q": router_q}
 
     def extend_cache(self, new):
@@ -357,7 +371,8 @@ class SelectiveAttention(CausalAttention):
         check_phase(phase)
         if distil:
             q_fixed, k_fixed = jax.lax.stop_gradient((q, kept["key"]))
-            loss = router_divergence(q_fixed, k_fixed, *self.router(q_fixed, k_fixed), self.selection, **place)
+            router = self.route(q_fixed, k_fixed, segment_ids=place.get("segment_ids"))
+            loss = router_divergence(q_fixed, k_fixed, *router, self.selection, **place)
             self.sow(DivergenceLoss, "divergence", loss)
         if phase == "dense" or (phase == "gated" and not self.gate):
             return dense_attention(q, kept["key"], kept["value"], **place)
@@ -384,7 +399,7 @@ class LearnedRouterAttention(CausalAttention):
     def init_cache(self, input_shape, dtype=jnp.float32):
         self._init_caches(input_shape, dtype, key=self.head_dim, value=self.head_dim, index_key=self.index_width)
 
-    def project_further(self, q, k, v):
+    def project_further(self, q, k, v, *, segment_ids, decode):
         index = self.indexer(q, k)
         return {"key": k, "value": v, "index_key": index.key}, {"index": index}
 

@@ -23,6 +23,7 @@ class DecoderConfig:
     (windows, sinks and summaries included). Nothing else in the model depends on the arm.
 
     `fanouts` and `beam_width` are the tree through which a router chooses, see `SelectionConfig`.
+    Router queries are the mean of `router_window` tokens, so that neighbours choose alike.
     `router_training` says what a router learns from: the model's loss through its `"gate"`, the weight of dense
     attention (`"distilled"`, without a gate), or `"both"`: dense attention's weight until the model is sparse, and the
     gate. `learned_router` always learns from dense attention's weight.
@@ -46,6 +47,7 @@ class DecoderConfig:
     fanouts: tuple[int, ...] = ()
     beam_width: int = 32
     router_dim: int = 128
+    router_window: int = 1
     router_training: str = "gate"
     key_conv_width: int = 2
     rope_base: float = 10_000.0

@@ -21,6 +21,10 @@ class ShortConvolution(nnx.Module):
             out_sharding=(None, "heads", None), eager_sharding=False)  # names of this package, not of a mesh
         self.cached_tail: nnx.Cache | None = nnx.data(None)
 
+    def taps(self, dtype):
+        """The kernel [width, K, H]."""
+        return self.kernel[...].astype(dtype)
+
     def __call__(self, x, *, segment_ids: SegmentIds | None = None, decode: bool = False):
         """Convolves x [B, T, K, H] along T; with `decode` the tokens before come from the cache."""
         length, past = x.shape[1], self.width - 1
@@ -29,7 +33,7 @@ class ShortConvolution(nnx.Module):
             self.cached_tail[...] = joined[:, length:].astype(self.cached_tail.dtype)
         else:
             joined = jnp.pad(x, ((0, 0), (past, 0), (0, 0), (0, 0)))
-        kernel = self.kernel[...].astype(x.dtype)
+        kernel = self.taps(x.dtype)
         total = jnp.zeros_like(x)
         for back in range(self.width):
             part = joined[:, past - back : past - back + length] * kernel[back][None, None]
@@ -42,3 +46,14 @@ class ShortConvolution(nnx.Module):
     def init_cache(self, batch: int, dtype) -> None:
         """Makes an empty cache of the last `width - 1` tokens."""
         self.cached_tail = nnx.Cache(jnp.zeros((batch, self.width - 1, self.heads, self.features), dtype))
+
+
+class RunningMean(ShortConvolution):
+    """The mean of the last `width` tokens, nothing learned; before a document's start stand zeros."""
+
+    def __init__(self, heads: int, features: int, width: int):
+        self.heads, self.features, self.width = heads, features, width
+        self.cached_tail: nnx.Cache | None = nnx.data(None)
+
+    def taps(self, dtype):
+        return jnp.full((self.width, self.heads, self.features), 1 / self.width, dtype)

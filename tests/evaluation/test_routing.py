@@ -28,7 +28,7 @@ def by_hand(model, tokens):
     """The statistics of a model of one layer, of the 32 queries of the second half, in float64."""
     attention, config = model.layers[0].attention, model.config
     q, k, _ = attention.project(model.layers[0].attention_norm(model.embed(tokens)))
-    router_q, router_k = (np.asarray(x, np.float64) for x in attention.router(q, k))
+    router_q, router_k = (np.asarray(x, np.float64) for x in attention.route(q, k))
     q, k = (np.asarray(x, np.float64) for x in (q, k))
     wanted = config.budget // 4 - 2
     sums = dict.fromkeys(("visible", "candidates", "chosen", "best", "common", "count", "gated"), 0.0)
@@ -62,8 +62,9 @@ def by_hand(model, tokens):
         "gate_mean": np.mean(gates), "gate_p99": np.percentile(gates, 99), "tree_recall": 1.0, "certified": 1.0}
 
 
-def test_statistics_equal_a_count_query_by_query():
-    model = decoder("selective", budget=20, **ONE_LAYER)
+@pytest.mark.parametrize("router_window", [1, 3])
+def test_statistics_equal_a_count_query_by_query(router_window):
+    model = decoder("selective", budget=20, router_window=router_window, **ONE_LAYER)
     found = routing_statistics(model, tokens())
     for name, value in by_hand(model, tokens()).items():
         assert found[name] == pytest.approx(value, abs=1e-4), name
@@ -93,6 +94,12 @@ def test_unions_count_distinct_blocks():
     ids = jnp.array([[1, 2], [1, 2], [2, 3], [4, -1], [5, 6], [5, 6], [5, 6], [5, 6]])[None, :, None]
     assert _union(ids, 4) == pytest.approx(4 * (4 + 2) / 15)
     assert _union(ids, 8) == pytest.approx(8 * 6 / 15)
+
+
+def test_router_queries_that_are_means_over_neighbours_choose_alike():
+    unions = [routing_statistics(decoder("selective", budget=16, router_window=width), tokens())["union_8"]
+              for width in (1, 4, 16)]
+    assert unions[0] > unions[1] > unions[2]
 
 
 def test_a_model_without_a_router_is_refused():

@@ -55,6 +55,15 @@ def test_prefill_in_chunks_equals_the_full_forward(mechanism):
         jnp.concatenate(parts, axis=1), forward(decoder(mechanism), prompt), atol=1e-4, rtol=0)
 
 
+def test_router_queries_that_are_means_over_neighbours_go_on_across_chunks():
+    model, prompt = decoder("selective", router_window=5), tokens(40)
+    whole, chunked = forward(model, prompt), nnx.clone(model)
+    assert not np.allclose(whole, forward(decoder("selective"), prompt), atol=1e-3)
+    chunked.init_cache(2, 40)
+    parts = [extend(chunked, prompt[:, start:stop]) for start, stop in ((0, 3), (3, 10), (10, 40))]
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("beam_width", [1, 8])
 def test_decoding_through_a_tree_equals_the_full_forward(beam_width):
     """With a beam of 1 the tree prunes: the choice is not flat's, but decoding makes the same one."""

@@ -1,16 +1,21 @@
-"""The key convolution is the sum that its docstring states."""
+"""The key convolution and the running mean are the sums that their docstrings state."""
 
 import jax
 import numpy as np
+import pytest
 
-from subq_jax.model.short_conv import ShortConvolution
+from subq_jax.model.short_conv import RunningMean, ShortConvolution
 
 
-def test_each_output_is_the_weighted_sum_of_the_tokens_up_to_it():
-    layer = ShortConvolution(2, 3, 3, param_dtype="float32")
+@pytest.mark.parametrize("learned", [True, False])
+def test_each_output_is_the_weighted_sum_of_the_tokens_up_to_it(learned):
     kernel = np.asarray(jax.random.normal(jax.random.key(0), (3, 2, 3)))
+    if learned:
+        layer = ShortConvolution(2, 3, 3, param_dtype="float32")
+        layer.kernel[...] = kernel
+    else:
+        layer, kernel = RunningMean(2, 3, 3), np.full_like(kernel, 1 / 3)
     x = np.asarray(jax.random.normal(jax.random.key(1), (1, 7, 2, 3)))
-    layer.kernel[...] = kernel
     segment_ids = np.array([[0, 0, 0, 0, 1, 1, 1]])
     expected = np.zeros_like(x)
     for t in range(7):
