@@ -30,6 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sweep.tasks = ConfigDict({"recall": recall, "code": code})
     config.sweep.mechanisms = ("dense", "sliding_window", "block_mean", "selective")
     config.sweep.budgets = (32, 64)
+    config.sweep.learning_rates = ()  # of every arm; none for the one of configs/base.py
     config.sweep.seeds = (0,)
     config.sweep.eval_lengths = (128, 512, 2048)  # 1, 4 and 16 times the training length
     config.sweep.eval_batches = 2

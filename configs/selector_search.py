@@ -88,6 +88,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sweep.tasks = ConfigDict(VARIANTS)
     config.sweep.mechanisms = ("dense", "selective", "gated_mean", "block_mean")
     config.sweep.budgets = (256, 512)
+    config.sweep.learning_rates = ()  # of every arm; none for the rate above
     config.sweep.seeds = (0,)
     config.sweep.eval_lengths = (1024, 8192, 65536)
     config.sweep.eval_batches = 4

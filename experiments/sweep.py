@@ -36,7 +36,7 @@ from subq_jax.data.config import RECALL_TASKS
 from subq_jax.data.recall import check_eval_length
 from subq_jax.files import write_rows, write_text
 from subq_jax.reporting.html import write_plots, write_report
-from subq_jax.reporting.results import Row
+from subq_jax.reporting.results import Row, at_best_rate
 from subq_jax.reporting.verdict import verdict
 from subq_jax.training import check_config
 from subq_jax.training.workdir import claim_workdir, only_process_in
@@ -48,12 +48,14 @@ _PARALLEL = flags.DEFINE_integer(
     "parallel_cells", 1, "Cells at a time, each in a worker process with its share of the cores; 1 uses this process.",
     lower_bound=1)
 
-_SWEEP_FIELDS = ("tasks", "mechanisms", "budgets", "seeds", "eval_lengths", "eval_batches", "eval_batch_size",
-                 "timing_repeats")
+_SWEEP_FIELDS = ("tasks", "mechanisms", "budgets", "learning_rates", "seeds", "eval_lengths", "eval_batches",
+                 "eval_batch_size", "timing_repeats")
 
 
 def grid(config: ConfigDict) -> list[Cell]:
     """The cells of `config`, seeds innermost; a task's overrides are merged into the base config.
+
+    Every arm is run at each of `sweep.learning_rates`, or with none given at the config's own.
 
     Raises:
       ValueError: for missing or unknown fields of `config.sweep`, and for everything wrong in a cell's config.
@@ -64,10 +66,14 @@ def grid(config: ConfigDict) -> list[Cell]:
     for name in ("tasks", "mechanisms", "budgets", "seeds", "eval_lengths"):
         if not sweep[name]:
             raise ValueError(f"sweep.{name} must not be empty")
+    for name in ("tasks", "mechanisms", "budgets", "learning_rates", "seeds", "eval_lengths"):
         if len(set(sweep[name])) < len(sweep[name]):
             raise ValueError(f"sweep.{name} must not repeat itself, got {sweep[name]}")
     for name in ("eval_batches", "eval_batch_size", "timing_repeats"):
         check_integer(f"sweep.{name}", sweep[name])
+    for rate in sweep.learning_rates:
+        if type(rate) not in (int, float):
+            raise ValueError(f"sweep.learning_rates must be numbers, got {rate!r}")
     for length in sweep.eval_lengths:
         check_integer("sweep.eval_lengths", length)
     evaluation = {"lengths": list(sweep.eval_lengths), "num_batches": sweep.eval_batches,
@@ -76,19 +82,23 @@ def grid(config: ConfigDict) -> list[Cell]:
     for task, overrides in sweep.tasks.items():
         for mechanism in sweep.mechanisms:
             for budget in (None,) if mechanism == "dense" else tuple(sweep.budgets):
-                for seed in sweep.seeds:
-                    cells.append(_cell(config, task, overrides, mechanism, budget, seed, evaluation))
+                for rate in tuple(sweep.learning_rates) or (None,):
+                    for seed in sweep.seeds:
+                        cells.append(_cell(config, task, overrides, mechanism, budget, rate, seed, evaluation))
     return cells
 
 
-def _cell(config, task, overrides, mechanism, budget, seed, evaluation) -> Cell:
-    name = "-".join([task, mechanism, *([] if budget is None else [str(budget)]), f"seed{seed}"])
+def _cell(config, task, overrides, mechanism, budget, rate, seed, evaluation) -> Cell:
+    name = "-".join([task, mechanism, *([] if budget is None else [str(budget)]),
+                     *([] if rate is None else [f"lr{rate:g}"]), f"seed{seed}"])
     own = ConfigDict({field: value for field, value in config.to_dict().items() if field != "sweep"})
     own.update(overrides.to_dict())
     own.seed = seed
     own.model.mechanism = mechanism
     if budget is not None:
         own.model.budget = budget
+    if rate is not None:
+        own.optimizer.learning_rate = rate
     try:
         run = check_config(own)
         if run.data.task in RECALL_TASKS:
@@ -256,8 +266,9 @@ def _notes(parallel: int) -> list[str]:
         "Forward memory is the size of temporaries that the compiler plans for that forward pass, without parameters; "
         "a process's own peak would be the peak of everything it did before.",
         "FLOPs are counted analytically: causal and sparse work discounted, the selector included.",
-        "Each arm was trained with the same data, steps and learning rate. Budget is the number of key positions that "
-        "a query sees in the layers under study, sinks and local blocks included; local layers are alike in all arms.",
+        "Each arm was trained with the same data, steps and choice of learning rates. Budget is the number of key "
+        "positions that a query sees in the layers under study, sinks and local blocks included; local layers are alike "
+        "in all arms.",
         "Evaluation uses held-out data. Longer sequences than the training length are beyond anything the model saw.",
     ]
 
@@ -293,7 +304,7 @@ def _run_chosen(config, chosen, every, workdir, parallel, console) -> list[str]:
                  expected=[cell.place() for cell in every], config=config.to_dict(), versions=_versions(),
                  notes=_notes(parallel))
     write_plots(workdir / "plots", rows)
-    for sentence in verdict(rows):
+    for sentence in verdict(at_best_rate(rows)):
         console.print(f"- {sentence}", highlight=False, markup=False)
     console.print(f"Report: {workdir / 'report.html'}", soft_wrap=True)
     return [row["cell"] for row in rows if row["status"] == "failed"]

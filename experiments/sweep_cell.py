@@ -59,7 +59,7 @@ class Cell:
     def place(self) -> Row:
         """What every row of the cell says about where it belongs."""
         return {"cell": self.name, "task": self.task, "mechanism": self.mechanism, "budget": self.budget,
-                "seed": self.seed}
+                "seed": self.seed, "learning_rate": self.config["optimizer"]["learning_rate"]}
 
 
 def run_cell(folder: Path) -> None:

@@ -10,7 +10,16 @@ from typing import Any
 
 from subq_jax.files import write_text
 from subq_jax.reporting import plots
-from subq_jax.reporting.results import Row, Summary, arm_name, arms, succeeded, summarise
+from subq_jax.reporting.results import (
+    Row,
+    Summary,
+    arm_name,
+    arms,
+    at_best_rate,
+    rate_losses,
+    succeeded,
+    summarise,
+)
 from subq_jax.reporting.verdict import verdict
 
 _STYLE = """
@@ -60,10 +69,12 @@ def render_report(rows: list[Row], *, title: str, expected: Sequence[Row] = (), 
       versions: program and library versions, name to version.
       notes: sentences on how measurements were taken.
     """
-    body = [_element("h1", title), "<h2>What this run shows</h2>", _list(verdict(rows))]
+    shown = at_best_rate(rows)
+    body = [_element("h1", title), "<h2>What this run shows</h2>", _list(verdict(shown))]
     body += _problems(rows, expected)
-    for task, here in _by_task(rows):
+    for task, here in _by_task(shown):
         body += _task_section(task, here)
+    body += _rates_section(rows)
     if notes:
         body += ["<h2>How it was measured</h2>", _list(notes)]
     if versions:
@@ -78,7 +89,7 @@ def write_plots(folder: str | os.PathLike, rows: list[Row]) -> None:
     """Writes every plot of the report into `folder` as a PNG file, for instance `recall_accuracy_vs_length.png`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for task, here in _by_task(rows):
+    for task, here in _by_task(at_best_rate(rows)):
         for metric in (*_QUALITY, *_ROUTING, *_COSTS):
             for against, _, png in _plots(task, here, metric):
                 (folder / f"{task}_{metric}_vs_{against}.png").write_bytes(png)
@@ -164,6 +175,23 @@ def _training_table(rows):
     for arm in arms(rows):
         lines.append([arm_name(*arm), *(format_summary(tables[metric].get(arm), ".4g") for metric in shown)])
     return _table(["arm", *(metrics[metric] for metric in shown)], lines)
+
+
+def _rates_section(rows):
+    losses = rate_losses(rows)
+    if not losses:
+        return []
+    rates = sorted({rate for arm in losses.values() for rate in arm})
+    fields = ("task", "mechanism", "budget", "learning_rate")
+    kept = {tuple(row.get(name) for name in fields) for row in succeeded(at_best_rate(rows))}
+    lines = []
+    for (task, mechanism, budget), found in sorted(losses.items(), key=str):
+        best = next(rate for rate in found if (task, mechanism, budget, rate) in kept)
+        lines.append([f"{task}: {arm_name(mechanism, budget)}", *(format_summary(found.get(rate)) for rate in rates),
+                      f"{best:g}"])
+    return ["<h2>Learning rates</h2>",
+            "<p>Held-out loss at the training length; everything above is at each arm's best rate.</p>",
+            _table(["arm", *(f"{rate:g}" for rate in rates), "best"], lines)]
 
 
 def _problems(rows, expected):

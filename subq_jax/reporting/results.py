@@ -55,6 +55,48 @@ def summarise(rows: Iterable[Row], metric: str, by: Sequence[str]) -> dict[tuple
     return {key: Summary(tuple(values)) for key, values in groups.items()}
 
 
+def rate_losses(rows: Iterable[Row]) -> dict[tuple, dict[float, Summary]]:
+    """Held-out loss at the training length by (task, mechanism, budget) and learning rate, over the seeds.
+
+    Arms that were run at one learning rate alone are left out. Where the training length was not evaluated, the
+    shortest one stands for it.
+    """
+    found = defaultdict(dict)
+    for (*arm, rate), summary in summarise(_at_training_length(rows), "loss", [*_ARM, "learning_rate"]).items():
+        found[tuple(arm)][rate] = summary
+    return {arm: rates for arm, rates in found.items() if len(rates) > 1}
+
+
+def at_best_rate(rows: Sequence[Row]) -> list[Row]:
+    """The rows without those of learning rates at which their arm does worse; failed cells stay.
+
+    Each arm is judged alike: by its mean loss on held-out data at the training length, over the seeds that were run at
+    every one of its rates (over all seeds where there are none). Evaluation beyond the training length has no say.
+    """
+    best = {}
+    for task, mechanism, budget in rate_losses(rows):
+        here = _at_training_length(succeeded(rows, task=task, mechanism=mechanism, budget=budget))
+        seeds = [{row["seed"] for row in here if row["learning_rate"] == rate}
+                 for rate in {row["learning_rate"] for row in here}]
+        common = set.intersection(*seeds) or set.union(*seeds)
+        losses = summarise((row for row in here if row["seed"] in common), "loss", ["learning_rate"])
+        best[task, mechanism, budget] = min(losses, key=lambda key: losses[key].mean)[0]
+    return [row for row in rows if row["status"] != "ok"
+            or row.get("learning_rate") == best.get(tuple(row[name] for name in _ARM), row.get("learning_rate"))]
+
+
+_ARM = ("task", "mechanism", "budget")
+
+
+def _at_training_length(rows):
+    done = succeeded(rows)
+    shortest = {cell: length for (cell,), length in
+                ((key, summary.low) for key, summary in summarise(done, "length", ["cell"]).items())}
+    lengths = {row["cell"] for row in done if row["length"] == row["train_length"]}
+    return [row for row in done
+            if row["length"] == (row["train_length"] if row["cell"] in lengths else shortest[row["cell"]])]
+
+
 def fitted_slope(lengths: list[float], costs: list[float]) -> float | None:
     """Slope of log cost over log length by least squares; None for fewer than two distinct positive points."""
     points = [(length, cost) for length, cost in zip(lengths, costs, strict=True) if length > 0 and cost > 0]

@@ -85,6 +85,16 @@ def test_grid_has_no_budget_axis_for_dense():
     assert selective.config["optimizer"] == code.config["optimizer"]  # one learning rate for every arm
 
 
+def test_every_arm_is_run_at_every_learning_rate():
+    config = get_config()
+    config.sweep.learning_rates = (1e-3, 5e-3)
+    cells = sweep.grid(config)
+    assert len({cell.name for cell in cells}) == 28
+    (cell,) = [cell for cell in cells if cell.name == "code-block_mean-64-lr0.001-seed0"]
+    assert cell.config["optimizer"]["learning_rate"] == cell.place()["learning_rate"] == 1e-3
+    assert {cell.place()["learning_rate"] for cell in sweep.grid(get_config())} == {5e-3}
+
+
 def test_finished_cells_are_skipped_and_report_is_written(trained, run, tmp_path, capsys):
     rows = run(small_config())
     assert [(row["cell"], row["length"]) for row in rows] == [
@@ -164,6 +174,9 @@ def test_bad_input_is_refused_before_any_training(trained, run):
     ("timing_repeats", 0, "sweep.timing_repeats must be an integer >= 1, got 0"),
     ("seeds", (0, 0), r"sweep.seeds must not repeat itself, got \(0, 0\)"),
     ("budgets", (), "sweep.budgets must not be empty"),
+    ("learning_rates", (1e-3, 1e-3), r"sweep.learning_rates must not repeat itself, got \(0.001, 0.001\)"),
+    ("learning_rates", (-1.0,), "cell recall-dense-lr-1-seed0: optimizer.learning_rate must be > 0, got -1.0"),
+    ("learning_rates", ("fast",), "sweep.learning_rates must be numbers, got 'fast'"),
 ])
 def test_a_sweep_that_could_not_be_evaluated_is_refused(field, value, message):
     config = small_config()

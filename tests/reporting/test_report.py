@@ -9,7 +9,7 @@ import pytest
 
 from subq_jax.reporting.html import format_summary, render_report, write_plots, write_report
 from subq_jax.reporting.plots import cost_vs_length, quality_vs_budget, quality_vs_length
-from subq_jax.reporting.results import Summary, arm_slope, fitted_slope, summarise
+from subq_jax.reporting.results import Summary, arm_slope, at_best_rate, fitted_slope, summarise
 from subq_jax.reporting.verdict import verdict
 
 ARMS = [("dense", None), ("sliding_window", 32), ("sliding_window", 64), ("selective", 32), ("selective", 64)]
@@ -48,6 +48,31 @@ def test_complete_report_holds_plots_tables_and_no_links():
     assert "1.2.3" in page and "&quot;steps&quot;: 10" in page and "pinned" in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert "Failed" not in page and "not run" not in page
+
+
+def at_rate(rate, loss, **which):
+    """The sweep's rows of one arm at a learning rate, with a loss that falls with length."""
+    rows = [r for r in sweep(**which) if (r["task"], r["mechanism"], r["budget"]) == ("recall", "selective", 32)]
+    return [r | {"cell": f"{r['cell']}-lr{rate}", "learning_rate": rate, "loss": loss - 1e-4 * r["length"]}
+            for r in rows]
+
+
+def test_each_arm_is_shown_at_its_best_learning_rate():
+    others = [r for r in sweep() if (r["mechanism"], r["budget"]) != ("selective", 32)]
+    failed = dict(cell="x", task="recall", mechanism="selective", budget=32, seed=0, learning_rate=0.1, status="failed")
+    rows = others + at_rate(0.001, 0.5) + at_rate(0.003, 0.4) + [failed]
+    best = at_best_rate(rows)
+    assert {r["learning_rate"] for r in best if "learning_rate" in r and r["status"] == "ok"} == {0.003}
+    assert len(best) == len(others) + 6 + 1 and failed in best
+    page = render_report(rows, title="A sweep")
+    assert "Learning rates" in page and "<td>recall: selective 32</td><td>0.487 ± 0.000" in page
+    assert "Learning rates" not in render_report(best, title="A sweep")
+
+
+def test_learning_rates_are_compared_over_the_seeds_that_all_of_them_have():
+    scouted = at_rate(0.001, 0.3, seeds=(0,)) + at_rate(0.003, 0.2, seeds=(0,)) + at_rate(0.003, 0.9, seeds=(1, 2))
+    assert {r["learning_rate"] for r in at_best_rate(scouted)} == {0.003}
+    assert len(at_best_rate(scouted)) == 9
 
 
 def test_statistics_of_routers_are_drawn_where_they_were_taken(tmp_path):
