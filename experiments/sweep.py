@@ -1,7 +1,8 @@
 """Compares mechanisms: `python -m experiments.sweep --config=configs/readme_sweep.py --workdir=runs/readme`.
 
-Trains every cell of the grid task x mechanism x budget x seed that `config.sweep` describes, scores and times it at
-each evaluation length, and writes `results.jsonl`, a self-contained `report.html` and its `plots` into the workdir.
+Trains every cell of the grid task x mechanism x budget x learning rate x seed that `config.sweep` describes, scores and
+times it at each evaluation length, and writes `results.jsonl`, a self-contained `report.html` and its `plots` into the
+workdir.
 Started again with the same command it skips finished cells, resumes the one that was cut off and tries failed ones
 anew. A cell that fails is reported and the rest goes on; the exit status then is 1.
 """
@@ -267,8 +268,8 @@ def _notes(parallel: int) -> list[str]:
         "a process's own peak would be the peak of everything it did before.",
         "FLOPs are counted analytically: causal and sparse work discounted, the selector included.",
         "Each arm was trained with the same data, steps and choice of learning rates. Budget is the number of key "
-        "positions that a query sees in the layers under study, sinks and local blocks included; local layers are alike "
-        "in all arms.",
+        "positions that a query sees in the layers under study, sinks and local blocks included; local layers are the "
+        "same in all arms.",
         "Evaluation uses held-out data. Longer sequences than the training length are beyond anything the model saw.",
     ]
 

@@ -112,14 +112,17 @@ def test_a_partly_past_node_leaks_nothing(implementation):
         assert not any(grad[:, position + 1 :].any() for grad in grads)
 
 
-def test_xla_equals_reference_with_a_tree():
+@pytest.mark.parametrize("packed", [False, True])
+def test_xla_equals_reference_with_a_tree(packed):
     config = SelectionConfig(block_size=4, num_blocks=3, local_blocks=1, sink_blocks=1, fanouts=(3, 2), beam_width=2)
     q, k, v, *router = arrays(4, 2, 90, 90, 2, 2)
-    values = (q, k, v, *map(whole_numbers, router))
-    out, selection, grads = value_and_grads(values, config, "xla", True)
-    expected, expected_selection, expected_grads = value_and_grads(values, config, "reference", True)
+    values, where = (q, k, v, *map(whole_numbers, router)), {}
+    if packed:  # nodes of 24 tokens of two documents, and padding
+        where = {"segment_ids": jnp.array([[0] * 16 + [1] * 74, [0] * 60 + [1] * 24 + [-1] * 6], jnp.int32)}
+    out, selection, grads = value_and_grads(values, config, "xla", True, **where)
+    expected, expected_selection, expected_grads = value_and_grads(values, config, "reference", True, **where)
     np.testing.assert_array_equal(selection, expected_selection)
-    flat = value_and_grads(values, dataclasses.replace(config, fanouts=()), "reference", True)[1]
+    flat = value_and_grads(values, dataclasses.replace(config, fanouts=()), "reference", True, **where)[1]
     assert (selection != flat).any(), "the beam prunes something here"
     for actual, wanted in zip((out, *grads), (expected, *expected_grads), strict=True):
         np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-4 * max(1, float(jnp.abs(wanted).max())))
