@@ -10,6 +10,12 @@ def check_integer(name: str, value: Any, minimum: int = 1) -> None:
         raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
 
 
+def check_share(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is a number in [0, 1]."""
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+
+
 def check_mapping(section: str, values: Any) -> None:
     """Raises ValueError unless a section of a config is a mapping or a `ConfigDict`, which is no `Mapping`."""
     if not hasattr(values, "keys"):

@@ -28,7 +28,7 @@ from subq_jax.attention.oracle_topk import oracle_topk_attention
 from subq_jax.attention.random_blocks import random_blocks_attention
 from subq_jax.attention.sliding_window import sliding_window_attention
 from subq_jax.axes import Activations, SegmentIds
-from subq_jax.checks import check_integer
+from subq_jax.checks import check_integer, check_share
 from subq_jax.model.indexer import INDEX_HEADS, TokenIndexer
 from subq_jax.model.rope import apply_rope
 from subq_jax.model.router import TiedRouter
@@ -312,21 +312,22 @@ class OracleTopkAttention(ChoosingAttention):
 class SelectiveAttention(CausalAttention):
     """Selective attention with a non-negative router on its own queries and keys.
 
-    `selection` sets block size and budget, `router_dim` the width R of the router. Router queries are the mean of the
-    last `router_window` tokens', so that neighbours choose alike (default 1: each token's own). `gate` and
-    `implementation` are those of `subq_jax.selective_attention`. The gate trains the router by the loss of the model; a
-    call with `distil=True` also keeps a `DivergenceLoss` of the router alone, which trains it without a gate or beside
-    it.
+    `selection` sets block size and budget, `router_dim` the width R of the router. Of a router query a part
+    `router_share` is the mean of the last `router_window` tokens', so that neighbours choose alike (default 1 token:
+    none). `gate` and `implementation` are those of `subq_jax.selective_attention`. The gate trains the router by the
+    model's loss; a call with `distil=True` also keeps a `DivergenceLoss` of the router alone, which trains it without a
+    gate or beside it.
 
     `phase` of a call is one of `PHASES`: `"sparse"`; `"gated"`, the warm-up in which every candidate block is selected,
     so that all receive a gradient; `"dense"`, plain dense attention, in which attention learns undisturbed.
     """
 
     def __init__(self, num_heads, in_features, *args, selection: SelectionConfig | None = None, router_dim: int = 64,
-                 router_window: int = 1, gate: bool = True, implementation: str | None = None, rngs: nnx.Rngs,
-                 **options):
+                 router_window: int = 1, router_share: float = 1.0, gate: bool = True,
+                 implementation: str | None = None, rngs: nnx.Rngs, **options):
         check_integer("router_dim", router_dim, 1)
         check_integer("router_window", router_window, 1)
+        check_share("router_share", router_share)
         super().__init__(num_heads, in_features, *args, rngs=rngs, **options)
         self.selection = SelectionConfig() if selection is None else selection
         self.router_dim, self.gate, self.implementation = router_dim, gate, implementation
@@ -334,7 +335,7 @@ class SelectiveAttention(CausalAttention):
                                  param_dtype=self.param_dtype, rngs=rngs)
         self.router_mean = nnx.data(None)
         if router_window > 1:
-            self.router_mean = RunningMean(self.num_kv_heads, router_dim, router_window)
+            self.router_mean = RunningMean(self.num_kv_heads, router_dim, router_window, router_share)
         self.cached_router_key: nnx.Cache | None = nnx.data(None)
         self.cached_summaries = nnx.List([])  # of each level of the tree, the blocks' first
 

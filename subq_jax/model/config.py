@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from subq_jax.attention.mechanisms import PHASES, ROUTED, Mechanism
-from subq_jax.checks import check_fields, check_integer
+from subq_jax.checks import check_fields, check_integer, check_share
 
 LAYER_KINDS = ("local", "selective")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -23,7 +23,7 @@ class DecoderConfig:
     (windows, sinks and summaries included). Nothing else in the model depends on the arm.
 
     `fanouts` and `beam_width` are the tree through which a router chooses, see `SelectionConfig`.
-    Router queries are the mean of `router_window` tokens, so that neighbours choose alike.
+    Of a router query a part `router_share` is the mean of `router_window` tokens', so that neighbours choose alike.
     `router_training` says what a router learns from: the model's loss through its `"gate"`, the weight of dense
     attention (`"distilled"`, without a gate), or `"both"`: dense attention's weight until the model is sparse, and the
     gate. `learned_router` always learns from dense attention's weight.
@@ -48,6 +48,7 @@ class DecoderConfig:
     beam_width: int = 32
     router_dim: int = 128
     router_window: int = 1
+    router_share: float = 1.0
     router_training: str = "gate"
     key_conv_width: int = 2
     rope_base: float = 10_000.0
@@ -68,6 +69,7 @@ class DecoderConfig:
             raise ValueError(f"num_heads must be a multiple of num_kv_heads={self.num_kv_heads}, got {self.num_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even (RoPE rotates pairs), got {self.head_dim}")
+        check_share("model.router_share", self.router_share)
         if self.rope_base <= 0:
             raise ValueError(f"rope_base must be > 0, got {self.rope_base}")
         for name, allowed in (("dtype", DTYPES), ("param_dtype", PARAM_DTYPES), ("router_training", ROUTER_TRAINING)):

@@ -146,7 +146,8 @@ def build_attention(config: DecoderConfig, kind: str, *, rngs: nnx.Rngs) -> Caus
         case "gated_mean" | "selective":  # they differ in the pooling of their selection
             return SelectiveAttention(
                 **options, selection=config.arm.selection_config(), router_dim=config.router_dim,
-                router_window=config.router_window, gate=config.router_training != "distilled")
+                router_window=config.router_window, router_share=config.router_share,
+                gate=config.router_training != "distilled")
 
 
 def _named(init, *names: str):

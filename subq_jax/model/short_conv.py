@@ -49,11 +49,15 @@ class ShortConvolution(nnx.Module):
 
 
 class RunningMean(ShortConvolution):
-    """The mean of the last `width` tokens, nothing learned; before a document's start stand zeros."""
+    """A token's own features and the mean of the last `width` tokens', mixed: (1 - share) * x[t] + share * mean.
 
-    def __init__(self, heads: int, features: int, width: int):
-        self.heads, self.features, self.width = heads, features, width
+    Nothing is learned; before a document's start stand zeros.
+    """
+
+    def __init__(self, heads: int, features: int, width: int, share: float = 1.0):
+        self.heads, self.features, self.width, self.share = heads, features, width, share
         self.cached_tail: nnx.Cache | None = nnx.data(None)
 
     def taps(self, dtype):
-        return jnp.full((self.width, self.heads, self.features), 1 / self.width, dtype)
+        mean = jnp.full((self.width, self.heads, self.features), self.share / self.width, dtype)
+        return mean.at[0].add(1 - self.share)

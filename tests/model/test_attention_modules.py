@@ -155,6 +155,10 @@ def test_options_of_one_class_are_checked():
         build("sliding_window", window=0)
     with pytest.raises(ValueError, match="router_dim must be an integer >= 1, got 0"):
         build("selective", router_dim=0)
+    with pytest.raises(ValueError, match="router_window must be an integer >= 1, got 0"):
+        build("selective", router_window=0)
+    with pytest.raises(ValueError, match=r"router_share must be in \[0, 1\], got 1.5"):
+        build("selective", router_window=2, router_share=1.5)
     with pytest.raises(ValueError, match="router_dim must be a multiple of 4 index heads, got 6"):
         build("learned_router", router_dim=6)
     with pytest.raises(TypeError, match="phase"):

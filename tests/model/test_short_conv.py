@@ -7,14 +7,15 @@ import pytest
 from subq_jax.model.short_conv import RunningMean, ShortConvolution
 
 
-@pytest.mark.parametrize("learned", [True, False])
-def test_each_output_is_the_weighted_sum_of_the_tokens_up_to_it(learned):
+@pytest.mark.parametrize("share", [None, 1.0, 0.25])
+def test_each_output_is_the_weighted_sum_of_the_tokens_up_to_it(share):
     kernel = np.asarray(jax.random.normal(jax.random.key(0), (3, 2, 3)))
-    if learned:
+    if share is None:
         layer = ShortConvolution(2, 3, 3, param_dtype="float32")
         layer.kernel[...] = kernel
     else:
-        layer, kernel = RunningMean(2, 3, 3), np.full_like(kernel, 1 / 3)
+        layer, kernel = RunningMean(2, 3, 3, share), np.full_like(kernel, share / 3)
+        kernel[0] += 1 - share
     x = np.asarray(jax.random.normal(jax.random.key(1), (1, 7, 2, 3)))
     segment_ids = np.array([[0, 0, 0, 0, 1, 1, 1]])
     expected = np.zeros_like(x)
