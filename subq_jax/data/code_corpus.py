@@ -51,10 +51,11 @@ class CodeCorpus(tfds.core.GeneratorBasedBuilder):
                 yield document.path, {"text": text, "path": document.path, "package": document.package}
 
 
-def prepare(source: str = "", data_dir: str = "") -> Path:
+def prepare(source: str = "", data_dir: str = "", suffix: str = "") -> Path:
     """Builds the dataset of a folder unless it is there already; safe to call from several processes at once.
 
-    Returns the folder of the prepared dataset, for `tfds.builder_from_directory`.
+    With a `suffix` only files whose names end in it count. Returns the folder of the prepared dataset, for
+    `tfds.builder_from_directory`.
 
     TFDS writes into a temporary folder and renames it when complete, so an interrupted build is never taken for a
     dataset; what it left behind is removed by the next build.
@@ -62,7 +63,7 @@ def prepare(source: str = "", data_dir: str = "") -> Path:
     Raises:
       ValueError: when the source is unusable (see `scan`), or holds the dataset itself.
     """
-    scanned = scan(source)
+    scanned = scan(source, suffix)
     root = Path(data_dir).expanduser().resolve() if data_dir else default_data_dir()
     if root.is_relative_to(scanned.source):
         raise ValueError(f"data.data_dir must lie outside the source folder {str(scanned.source)!r}, got {str(root)!r}")

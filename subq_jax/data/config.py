@@ -13,7 +13,7 @@ TOKENIZERS = ("bytes", "bpe")
 _TASK_FIELDS = {
     "mqar": ("vocab_size", "num_pairs", "num_queries", "curriculum"),
     "needles": ("vocab_size", "num_pairs", "num_queries", "curriculum", "key_tokens", "value_tokens"),
-    "text": ("source", "data_dir", "tokenizer", "bpe_vocab_size"),
+    "text": ("source", "suffix", "data_dir", "tokenizer", "bpe_vocab_size"),
 }
 
 
@@ -24,7 +24,8 @@ class DataConfig:
     `batch_size` sequences of `seq_len` tokens make one global step. `num_pairs` keys are bound to values in every
     recall sequence and `num_queries` questions are asked about them. `curriculum` entries `(first_step, length,
     num_pairs)` replace `seq_len` and `num_pairs` from `first_step` on; tokens per batch and questions per token stay
-    the same. `source=""` is the standard library of the running interpreter, `data_dir=""` the user's cache folder.
+    the same; text has no curriculum. `source=""` is the standard library of the running interpreter, `data_dir=""` the
+    user's cache folder. Of a source folder only files whose names end in `suffix` count, for instance `".py"`.
     """
 
     task: str
@@ -37,6 +38,7 @@ class DataConfig:
     key_tokens: int = 2
     value_tokens: int = 2
     source: str = ""
+    suffix: str = ""
     data_dir: str = ""
     tokenizer: str = "bytes"
     bpe_vocab_size: int = 4096

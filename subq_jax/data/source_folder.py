@@ -5,7 +5,6 @@ import functools
 import hashlib
 import os
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 
 SPLITS = ("train", "validation", "test")
@@ -41,35 +40,38 @@ def resolve_source(source: str) -> Path:
     return Path(source).expanduser().resolve() if source else Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 
-def scan(source: str = "") -> Scan:
+def scan(source: str = "", suffix: str = "") -> Scan:
     """Lists the documents of a folder, reading every file once.
 
     Of the standard library (`source=""`) the documents are its `*.py` files without installed packages and without
     tests (folders `test`, `tests`, `idle_test`). Of any other folder they are all files outside hidden folders and
-    `__pycache__`. Files with NUL bytes, or whose content or path is not UTF-8, are skipped and counted as binary, blank
-    files as empty, and of files with equal content only the first in path order stays.
+    `__pycache__`. With a `suffix` such as `".py"` only files whose names end in it are read and count: installed
+    packages bring tables, headers and lists of hashes too. Files with NUL bytes, or whose content or path is not UTF-8,
+    are skipped and counted as binary, blank files as empty, and of files with equal content only the first in path
+    order stays.
 
     A document's package is its top-level folder, or the file itself at top level. Packages go to the splits by hash
     of their name, about 90/5/5 by size; with three packages or more no split is empty, with two there is no test
     split, with one only train.
 
     Raises:
-      ValueError: when the folder is missing, empty, unreadable, or holds no text.
+      ValueError: when the folder is missing, empty, unreadable, or holds no text, or no file with the suffix.
     """
     folder = resolve_source(source)
     if not folder.is_dir():
         raise ValueError(f"data.source must be a folder, got {str(folder)!r}")
     try:
-        files = tuple(_list_files(folder, library=not source))
-        return _scan(folder, files)  # cached until a name, size or time changes
+        files = tuple(_list_files(folder, suffix, library=not source))
+        if files:
+            return _scan(folder, files)  # cached until a name, size or time changes
     except OSError as error:
         raise ValueError(f"data.source={str(folder)!r} cannot be read: {error}") from error
+    ending = f" whose names end in data.suffix={suffix!r}" if suffix else ""
+    raise ValueError(f"data.source={str(folder)!r} is empty: it holds no files to read{ending}")
 
 
 @functools.lru_cache(maxsize=16)
 def _scan(folder: Path, files: tuple[tuple[str, int, int], ...]) -> Scan:
-    if not files:
-        raise ValueError(f"data.source={str(folder)!r} is empty: it holds no files to read")
     num_binary = num_empty = num_duplicates = 0
     kept: dict[str, tuple[str, int]] = {}
     for path, _, _ in files:
@@ -147,22 +149,27 @@ def _package(path: str) -> str:
     return path.split("/", 1)[0]
 
 
-def _list_files(folder: Path, library: bool) -> Iterator[tuple[str, int, int]]:
-    """(path below the folder, size, modification time) of each candidate file, in path order."""
+def _list_files(folder: Path, suffix: str, library: bool) -> list[tuple[str, int, int]]:
+    """(path below the folder, size, modification time) of each candidate file, in path order.
+
+    Paths are strings throughout: this runs before every use of the data, over tens of thousands of files.
+    """
 
     def fail(error: OSError):
         raise error
 
     found = []
+    top = os.path.join(folder, "")
     for parent, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [
             name
             for name in folders
             if not name.startswith(".") and name != "__pycache__" and not (library and name in _LIBRARY_LEAVES_OUT)
         ]
+        below = os.path.join(parent, "")[len(top) :]
         for name in names:
-            path = Path(parent, name)
-            if path.is_file() and (path.suffix == ".py" or not library):
-                status = path.stat()
-                found.append((path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns))
-    yield from sorted(found)
+            path = os.path.join(parent, name)
+            if name.endswith(suffix) and (name.endswith(".py") or not library) and os.path.isfile(path):
+                status = os.stat(path)
+                found.append((below + name, status.st_size, status.st_mtime_ns))
+    return sorted(found)

@@ -46,7 +46,7 @@ class TokenisedSplit:
         """
         if config.tokenizer == "bpe" and config.bpe_vocab_size < SMALLEST_BPE:
             raise ValueError(f"data.bpe_vocab_size must be at least {SMALLEST_BPE}, got {config.bpe_vocab_size}")
-        corpus = prepare(config.source, config.data_dir)
+        corpus = prepare(config.source, config.data_dir, config.suffix)
         if split not in tfds.builder_from_directory(corpus).info.splits:
             raise ValueError(
                 f"data.source={config.source!r} has no {split} split: it needs at least 3 packages (top-level folders "

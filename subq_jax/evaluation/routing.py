@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from subq_jax.attention.mechanisms import ROUTED
 from subq_jax.axes import ChosenBlocks, Tokens
-from subq_jax.data import make_eval_batches
+from subq_jax.data import Batch, DataConfig, make_eval_batches
 from subq_jax.kernels.xla.dense import chunk_rows
 from subq_jax.kernels.xla.layout import map_query_chunks
 from subq_jax.kernels.xla.mass import block_mass
@@ -28,6 +29,7 @@ from subq_jax.selection.visibility import QueryPlace, is_candidate, is_local, is
 
 RUN = 16  # neighbouring tokens of a run
 NEIGHBOURS = (4, 8, 16)
+SEARCHED_BATCHES = 16  # of text, for rows that one document fills
 
 
 class _Seen(NamedTuple):
@@ -51,14 +53,24 @@ def held_out_routing(
 ) -> dict[str, float | None]:
     """`routing_statistics` on one held-out batch, names prefixed by `routing_`; {} for a model without a router.
 
+    Rows of text may hold several documents, which the statistics would take for one: those that a single document fills
+    come first, and the batch is smaller than `batch_size` only where the held-out data is.
+
     None stands for what is not a number, as JSON has none.
     """
     if model.config.mechanism not in ROUTED or "selective" not in model.config.layer_kinds:
         return {}
-    (batch,) = make_eval_batches(data_config, seed=seed, block_size=model.config.block_size, length=length,
-                                 num_batches=1, batch_size=batch_size)
-    stats = routing_statistics(model, batch["inputs"])
+    data = DataConfig.from_mapping(data_config)
+    batches = make_eval_batches(data, seed=seed, block_size=model.config.block_size, length=length,
+                                num_batches=SEARCHED_BATCHES if data.task == "text" else 1, batch_size=batch_size)
+    stats = routing_statistics(model, _fullest(batches, batch_size))
     return {f"routing_{name}": value if math.isfinite(value) else None for name, value in stats.items()}
+
+
+def _fullest(batches: list[Batch], num_rows: int) -> np.ndarray:
+    """Inputs int32 [B, T] of the `num_rows` rows of which the first document fills most; earlier rows win ties."""
+    inputs, segment_ids = (np.concatenate([batch[name] for batch in batches]) for name in ("inputs", "segment_ids"))
+    return inputs[np.argsort((segment_ids != 0).sum(axis=1), kind="stable")[:num_rows]]
 
 
 def routing_statistics(model: Decoder, tokens: Tokens, num_runs: int = 32) -> dict[str, float]:

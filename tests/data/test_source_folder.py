@@ -76,6 +76,19 @@ def test_an_empty_folder_is_refused(tmp_path):
         scan(str(tmp_path))
 
 
+def test_a_suffix_leaves_only_files_that_end_in_it(source_folder, tmp_path):
+    everything = scan(str(source_folder))
+    (tmp_path / "notes.txt").write_text("words")
+    for document in everything.documents:
+        (tmp_path / document.path).parent.mkdir(exist_ok=True)
+        (tmp_path / document.path).write_bytes((source_folder / document.path).read_bytes())
+    found = scan(str(tmp_path), ".py")
+    assert found.documents == everything.documents
+    assert "notes.txt" in {document.path for document in scan(str(tmp_path)).documents}
+    with pytest.raises(ValueError, match="holds no files to read whose names end in data.suffix='.rs'"):
+        scan(str(tmp_path), ".rs")
+
+
 def test_a_folder_of_binaries_is_refused(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "b").write_text(" \n")

@@ -150,6 +150,8 @@ def test_a_source_without_validation_is_refused(tmp_path):
     [
         (dict(tokenizer="words"), r"data.tokenizer must be one of \('bytes', 'bpe'\), got 'words'"),
         (dict(source=None), r"data.source must be a string, got None"),
+        (dict(suffix=3), r"data.suffix must be a string, got 3"),
+        (dict(suffix=".rs"), r"holds no files to read whose names end in data.suffix='.rs'"),
         (dict(batch_size=0), r"data.batch_size must be an integer >= 1, got 0"),
         (dict(source="/nonexistent/folder"), r"data.source must be a folder"),
     ],

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 from tiny_decoder import SHAPE, decoder
 
-from subq_jax.evaluation.routing import _union, routing_statistics
+from subq_jax.evaluation import routing
+from subq_jax.evaluation.routing import _union, held_out_routing, routing_statistics
 
 LENGTH = 64
 ONE_LAYER = {"num_layers": 1, "layer_pattern": ("selective",)}
@@ -100,6 +101,20 @@ def test_router_queries_that_are_means_over_neighbours_choose_alike():
     unions = [routing_statistics(decoder("selective", budget=16, router_window=width), tokens())["union_8"]
               for width in (1, 4, 16)]
     assert unions[0] > unions[1] > unions[2]
+
+
+def test_text_is_judged_by_rows_that_one_document_fills(monkeypatch):
+    rows = np.asarray(tokens(batch=4)).reshape(2, 2, LENGTH)
+    segment_ids = np.zeros_like(rows)
+    segment_ids[0, 0, 40:], segment_ids[0, 1, 60:] = 1, -1  # two documents, and one that ends in padding
+    batches = [{"inputs": row, "segment_ids": ids} for row, ids in zip(rows, segment_ids, strict=True)]
+    monkeypatch.setattr(routing, "make_eval_batches", lambda *args, num_batches, **sizes: batches[:num_batches])
+    model = decoder("selective", budget=20, **ONE_LAYER)
+    data = dict(task="text", seq_len=LENGTH, batch_size=2)
+    found = held_out_routing(model, data, length=LENGTH, batch_size=2, seed=0)
+    assert found == {f"routing_{name}": value for name, value in routing_statistics(model, rows[1]).items()}
+    assert held_out_routing(model, data, length=LENGTH, batch_size=3, seed=0) != found
+    assert held_out_routing(decoder("dense"), data, length=LENGTH, batch_size=2, seed=0) == {}
 
 
 def test_a_model_without_a_router_is_refused():

@@ -11,6 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from configs import code_search, readme_sweep, selector_search
 from configs.readme_sweep import get_config
 from experiments import sweep, sweep_cell
 from subq_jax.files import read_rows
@@ -93,6 +94,28 @@ def test_every_arm_is_run_at_every_learning_rate():
     (cell,) = [cell for cell in cells if cell.name == "code-block_mean-64-lr0.001-seed0"]
     assert cell.config["optimizer"]["learning_rate"] == cell.place()["learning_rate"] == 1e-3
     assert {cell.place()["learning_rate"] for cell in sweep.grid(get_config())} == {5e-3}
+
+
+@pytest.mark.parametrize("module", [code_search, readme_sweep, selector_search], ids=lambda module: module.__name__)
+def test_the_projects_sweeps_are_right(module):
+    for arg in ("", "smoke"):
+        assert sweep.grid(module.get_config(arg))
+    with pytest.raises(ValueError, match="'smok'"):
+        module.get_config("smok")
+
+
+def test_the_search_on_code_compares_at_an_eighth_of_the_training_length():
+    cells = sweep.grid(code_search.get_config())
+    assert {cell.task for cell in cells} == set(code_search.VARIANTS)
+    for cell in cells:
+        assert cell.budget in (None, cell.config["data"]["seq_len"] // 8)
+        assert cell.config["data"]["batch_size"] * cell.config["data"]["seq_len"] == 65_536
+    base = next(cell.config for cell in cells if cell.name == "code-selective-512-seed0")
+    taught = selector_search.VARIANTS["train2048_2400_block16"]  # what found most among needles
+    for section, fields in taught.items():
+        for name, value in fields.items():
+            if name not in ("seq_len", "curriculum", "block_size"):
+                assert base[section][name] == value, name
 
 
 def test_finished_cells_are_skipped_and_report_is_written(trained, run, tmp_path, capsys):
