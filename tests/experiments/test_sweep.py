@@ -11,7 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from configs import code_search, readme_sweep, selector_search
+from configs import code_search, full_sweep, readme_sweep, selector_search
 from configs.readme_sweep import get_config
 from experiments import sweep, sweep_cell
 from subq_jax.files import read_rows
@@ -96,7 +96,8 @@ def test_every_arm_is_run_at_every_learning_rate():
     assert {cell.place()["learning_rate"] for cell in sweep.grid(get_config())} == {5e-3}
 
 
-@pytest.mark.parametrize("module", [code_search, readme_sweep, selector_search], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [code_search, full_sweep, readme_sweep, selector_search],
+                         ids=lambda module: module.__name__)
 def test_the_projects_sweeps_are_right(module):
     for arg in ("", "smoke"):
         assert sweep.grid(module.get_config(arg))
