@@ -128,7 +128,7 @@ def show(title: str, rows: list[Row], metrics: Iterable[str], compared: str, con
     table = Table(title=title)
     names = {"temp_bytes": "temporaries MiB"}
     for column in ("arm", "length", *(names.get(metric, metric.replace("_", " ")) for metric in metrics), "over dense"):
-        table.add_column(column, justify="right", overflow="fold")
+        table.add_column(column, justify="right", no_wrap=column == "arm")
     dense = {row["length"]: row[compared] for row in rows if row["mechanism"] == "dense"}
     for row in rows:
         speedup = f"{dense[row['length']] / row[compared]:.3g}x" if row["length"] in dense else "-"
