@@ -9,18 +9,26 @@ for locality.
 """
 
 import functools
-import json
-import platform
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import app, flags
-from absl import logging as absl_logging
-from rich.console import Console
-from rich.table import Table
 
+from experiments.benchmark import (
+    BLOCK,
+    BUDGET,
+    DTYPE,
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
+    REPEATS,
+    ROUTER_DIM,
+    Case,
+    arm,
+    check_numbers,
+    run,
+    start,
+)
 from experiments.timing import compiled_cost
 from subq_jax import selective_attention
 from subq_jax.attention import (
@@ -35,42 +43,28 @@ from subq_jax.attention import (
 from subq_jax.attention.block_mean import group_mean
 from subq_jax.attention.checks import locate
 from subq_jax.attention.learned_router import Index, choose_tokens
-from subq_jax.attention.mechanisms import MECHANISMS, ROUTED, SELECTING, Mechanism
+from subq_jax.attention.mechanisms import MECHANISMS, ROUTED, SELECTING
 from subq_jax.attention.oracle_topk import oracle_selection
 from subq_jax.attention.random_blocks import random_selection
-from subq_jax.files import append_row, write_text
 from subq_jax.kernels.xla.selective import choose
 from subq_jax.model.indexer import INDEX_HEADS
-from subq_jax.reporting.plots import cost_vs_length
-from subq_jax.reporting.results import Row, arm_name, arm_slope, arms
 from subq_jax.selection.tree import build_tree
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Folder for the results.")
 _LENGTHS = flags.DEFINE_list("lengths", ["4096", "8192", "16384", "32768", "65536"], "Context lengths, in tokens.")
 _MECHANISMS = flags.DEFINE_list("mechanisms", list(MECHANISMS), f"Some of {MECHANISMS}.")
-_BUDGET = flags.DEFINE_integer("budget", 1024, "Key positions visible to a query.", lower_bound=1)
-_BLOCK = flags.DEFINE_integer("block_size", 64, "Tokens of a key block.", lower_bound=1)
-_HEADS = flags.DEFINE_integer("num_heads", 8, "Query heads.", lower_bound=1)
-_KV_HEADS = flags.DEFINE_integer("num_kv_heads", 1, "Key/value heads.", lower_bound=1)
-_HEAD_DIM = flags.DEFINE_integer("head_dim", 64, "Head dimension.", lower_bound=1)
-_ROUTER_DIM = flags.DEFINE_integer("router_dim", 64, "Router dimension.", lower_bound=1)
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Type of the inputs.")
-_FANOUTS = flags.DEFINE_list("fanouts", [], "Children of a tree node from the blocks up; empty for flat choosing.")
-_BEAM = flags.DEFINE_integer("beam_width", 32, "Nodes kept per tree level.", lower_bound=1)
-_REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs; the median counts.", lower_bound=1)
-_MAX_SECONDS = flags.DEFINE_float("max_seconds", 60.0, "Longest single run.", lower_bound=0.0)
 
-SINK_BLOCKS, LOCAL_BLOCKS = 1, 2
 STAGES = ("choosing", "forward", "forward_backward")
 METRICS = {"seconds": "seconds", "temp_bytes": "temporaries (bytes)"}
 
 
+@functools.lru_cache(maxsize=1)
 def make_inputs(length: int) -> tuple[jax.Array, ...]:
     """q, k, v, router_q, router_k of one random sequence; router features are non-negative as a trained model's."""
     keys = jax.random.split(jax.random.key(length), 5)
-    heads = (_HEADS.value, _KV_HEADS.value, _KV_HEADS.value, _KV_HEADS.value, _KV_HEADS.value)
-    widths = (_HEAD_DIM.value,) * 3 + (_ROUTER_DIM.value,) * 2
-    values = [jax.random.normal(key, (1, length, n, h), jnp.dtype(_DTYPE.value))
+    heads = (HEADS.value, KV_HEADS.value, KV_HEADS.value, KV_HEADS.value, KV_HEADS.value)
+    widths = (HEAD_DIM.value,) * 3 + (ROUTER_DIM.value,) * 2
+    values = [jax.random.normal(key, (1, length, n, h), jnp.dtype(DTYPE.value))
               for key, n, h in zip(keys, heads, widths, strict=True)]
     return *values[:3], *map(jax.nn.softplus, values[3:])
 
@@ -85,9 +79,9 @@ def arm_function(name: str):
             return lambda q, k, v, *router: sliding_window_attention(q, k, v, mechanism.budget)
         case "global_token":
             slots = mechanism.num_slots
-            slot_query = jax.random.normal(jax.random.key(0), (slots, _KV_HEADS.value, _HEAD_DIM.value))
+            slot_query = jax.random.normal(jax.random.key(0), (slots, KV_HEADS.value, HEAD_DIM.value))
             return lambda q, k, v, *router: global_token_attention(
-                q, k, v, slot_query, mechanism.budget - slots, _BLOCK.value)
+                q, k, v, slot_query, mechanism.budget - slots, BLOCK.value)
     config = mechanism.selection_config()
     if name in ROUTED:
         return functools.partial(selective_attention, config=config)
@@ -96,12 +90,6 @@ def arm_function(name: str):
     attend = {"block_mean": block_mean_attention, "random_blocks": random_blocks_attention,
               "oracle_topk": oracle_topk_attention}[name]
     return lambda q, k, v, *router: attend(q, k, v, config)
-
-
-def arm(name: str) -> Mechanism:
-    """The mechanism as the flags ask for it."""
-    return Mechanism(name, _BUDGET.value, _BLOCK.value, SINK_BLOCKS, LOCAL_BLOCKS,
-                     tuple(int(x) for x in _FANOUTS.value), _BEAM.value)
 
 
 def choosing_function(name: str):
@@ -149,27 +137,9 @@ def selective_error(values) -> float:
     return float(difference / jnp.linalg.norm(expected.ravel()))
 
 
-def run(path: Path, console: Console) -> list[Row]:
-    """Times every arm at every length; each row is in the file `path` as soon as it is measured."""
-    rows, slow = [], {}
-    with path.open("w", encoding="utf-8") as file:
-        for length in sorted(int(x) for x in _LENGTHS.value):
-            values = make_inputs(length)
-            for name in _MECHANISMS.value:
-                for stage in STAGES if name in SELECTING else STAGES[1:]:
-                    before = slow.get((name, stage))
-                    if before and before[1] * (length / before[0]) ** 2 > _MAX_SECONDS.value:
-                        console.print(f"{name} {stage} at {length}: left out, it would take more than --max_seconds")
-                        continue
-                    row = {"task": stage, "mechanism": name, "budget": None if name == "dense" else _BUDGET.value,
-                           "seed": 0, "status": "ok", "length": length, "train_length": length}
-                    row |= compiled_cost(stage_function(name, stage), *values, repeats=_REPEATS.value)
-                    slow[name, stage] = (length, row["seconds"])
-                    rows.append(row)
-                    append_row(file, row)
-                    console.print(f"{arm_name(name, row['budget'])} {stage} at {length}: {row['seconds']:.3f} s, "
-                                  f"{_mebibytes(row)} MiB")
-    return rows
+def stage_cost(name: str, stage: str, length: int) -> dict[str, float | None]:
+    """What one call costs at a length."""
+    return compiled_cost(stage_function(name, stage), *make_inputs(length), repeats=REPEATS.value)
 
 
 def stage_function(name: str, stage: str):
@@ -180,71 +150,25 @@ def stage_function(name: str, stage: str):
     return function if stage == "forward" else with_gradients(function, used=5 if name in ROUTED else 3)
 
 
-def summarise_stage(stage: str, rows: list[Row], workdir: Path, device: str, console: Console) -> dict[str, Any]:
-    """Prints a stage's table, writes its plots, returns the slopes of cost over length by arm."""
-    table = Table(title=f"{stage}, {device}")
-    for column in ("arm", "length", "seconds", "temporaries MiB", "over dense"):
-        table.add_column(column, justify="right")
-    dense = {row["length"]: row["seconds"] for row in rows if row["mechanism"] == "dense"}
-    for row in rows:
-        speedup = f"{dense[row['length']] / row['seconds']:.2f}x" if row["length"] in dense else "-"
-        table.add_row(arm_name(row["mechanism"], row["budget"]), str(row["length"]), f"{row['seconds']:.3f}",
-                      _mebibytes(row), speedup)
-    console.print(table)
-    for metric, label in METRICS.items():
-        png = cost_vs_length(rows, metric, title=stage.replace("_", " + "), ylabel=label)
-        (workdir / f"{stage}_{metric}.png").write_bytes(png)
-    slopes = {}
-    for arm in arms(rows):
-        slopes[f"{arm_name(*arm)} {stage}"] = {metric: arm_slope(rows, *arm, metric) for metric in METRICS}
-    for name, values in slopes.items():
-        shown = ("n/a" if slope is None else f"{slope:.2f}" for slope in values.values())
-        console.print(f"{name}: " + ", ".join(f"slope of {m} {s}" for m, s in zip(values, shown, strict=True)))
-    return slopes
-
-
-def _mebibytes(row: Row) -> str:
-    return "n/a" if row["temp_bytes"] is None else f"{row['temp_bytes'] / 2**20:.1f}"
-
-
 def check_flags() -> None:
-    """Raises UsageError for lengths and fan-outs that are none, and arms that cannot spend the budget."""
-    if any(not x.isdigit() for x in _FANOUTS.value):
-        raise app.UsageError(f"--fanouts must be integers, got {_FANOUTS.value}")
-    if any(not x.isdigit() or int(x) < 1 for x in _LENGTHS.value):
-        raise app.UsageError(f"--lengths must be positive integers, got {_LENGTHS.value}")
-    try:
-        for name in _MECHANISMS.value:
-            arm_function(name)
-    except ValueError as error:
-        raise app.UsageError(str(error)) from error
+    """Raises UsageError for lengths and fan-outs that are none, ValueError for arms that cannot spend the budget."""
+    check_numbers(_LENGTHS.value)
+    for name in _MECHANISMS.value:
+        arm_function(name)
 
 
 def main(argv: list[str]) -> None:
     """Runs the benchmark and writes its results."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}")
-    check_flags()
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    console, workdir = Console(), Path(_WORKDIR.value)
-    workdir.mkdir(parents=True, exist_ok=True)
-    device = jax.devices()[0]
-    report = {"device": f"{device.platform}: {device.device_kind}", "processor": platform.processor(),
-              "python": platform.python_version(), "jax": jax.__version__,
-              "flags": {name: flags.FLAGS[name].value for name in (
-                  "lengths", "budget", "block_size", "num_heads", "num_kv_heads", "head_dim", "router_dim", "dtype",
-                  "fanouts", "beam_width")}}
+    workdir = start(argv, _WORKDIR.value, check_flags)
+    lengths = [int(x) for x in _LENGTHS.value]
+    facts = {}
     if "selective" in _MECHANISMS.value:
-        error = selective_error(make_inputs(min(int(x) for x in _LENGTHS.value)))
-        report["selective_relative_error"] = error
-        console.print(f"selective against the float32 reference: relative error {error:.1e}")
-    rows = run(workdir / "results.jsonl", console)
-    report["slopes"] = {}
-    for stage in STAGES:
-        mine = [row for row in rows if row["task"] == stage]
-        report["slopes"] |= summarise_stage(stage, mine, workdir, report["device"], console)
-    write_text(workdir / "report.json", json.dumps(report, indent=1))
-    console.print(f"results in {workdir}")
+        error = selective_error(make_inputs(min(lengths)))
+        facts["selective_relative_error"] = error
+        print(f"selective against the float32 reference: relative error {error:.1e}")
+    cases = [Case(stage, name, None if name == "dense" else BUDGET.value, functools.partial(stage_cost, name, stage))
+             for name in _MECHANISMS.value for stage in (STAGES if name in SELECTING else STAGES[1:])]
+    run(workdir, lengths, cases, METRICS, ["lengths"], **facts)
 
 
 if __name__ == "__main__":

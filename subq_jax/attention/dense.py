@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from subq_jax.attention import checks
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, SegmentIds, Values
-from subq_jax.kernels.xla.dense import whole_attention
+from subq_jax.kernels.xla.dense import MIN_ROWS, cached_attention, key_tile, whole_attention
 from subq_jax.selection.visibility import clear_absent_keys, clear_padding_rows
 
 STRIPS = 8  # a query strip reads only the keys up to its end, which saves nearly half of the square
@@ -46,7 +46,10 @@ def dense_attention(
     fits_cudnn = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[3] % 8 == 0 and q.shape[3] <= 128
     if whole and segment_ids is None and jax.default_backend() == "gpu" and fits_cudnn:
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
-    q, k, v = clear_padding_rows(q, place), clear_absent_keys(k, present), clear_absent_keys(v, present)
+    q = clear_padding_rows(q, place)
+    if queries <= MIN_ROWS and length > key_tile():
+        return cached_attention(q, place, present, k, v)
+    k, v = clear_absent_keys(k, present), clear_absent_keys(v, present)
 
     strip = -(-queries // STRIPS) if whole and queries >= 1024 else queries
     outs = []

@@ -46,20 +46,33 @@ def generate(
         raise ValueError(f"temperature must be finite and >= 0, got {temperature}")
     if temperature > 0 and key is None:
         raise ValueError(f"key must be given to sample at temperature={temperature}")
-    model = nnx.clone(model)
-    model.init_cache(prompt.shape[0], prompt.shape[1] + num_tokens)
-    graph, cache, weights = nnx.split(model, nnx.Cache, ...)
+    graph, cache, weights = split_for_decoding(model, prompt.shape[0], prompt.shape[1] + num_tokens)
     keys = jax.random.split(jax.random.key(0) if key is None else key, num_tokens)
     return _generate(graph, temperature > 0, cache, weights, prompt.astype(jnp.int32), keys, temperature)
 
 
+def split_for_decoding(model: Decoder, batch: int, length: int) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The model's graph, empty caches for `batch` sequences of up to `length` tokens, and its weights.
+
+    The model itself is left as it was; its weights are shared, not copied.
+    """
+    model = nnx.clone(model)
+    model.init_cache(batch, length)
+    return nnx.split(model, nnx.Cache, ...)
+
+
+def extend(graph: nnx.GraphDef, cache: nnx.State, weights: nnx.State, tokens: Tokens) -> tuple[nnx.State, jax.Array]:
+    """Appends tokens [B, T] to the sequences in the cache: the cache after them, the last one's logits [B, V].
+
+    To be jitted: donate `cache`, or it is copied.
+    """
+    model = nnx.merge(graph, cache, weights)
+    logits = model(tokens, decode=True)[:, -1]
+    return nnx.state(model, nnx.Cache), logits
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _generate(graph, sample: bool, cache, weights, prompt, keys, temperature):
-    def run(cache, tokens):
-        model = nnx.merge(graph, cache, weights)
-        logits = model(tokens, decode=True)[:, -1]
-        return nnx.state(model, nnx.Cache), logits
-
     def pick(logits, key):
         if sample:
             return jax.random.categorical(key, logits / temperature).astype(jnp.int32)
@@ -67,11 +80,11 @@ def _generate(graph, sample: bool, cache, weights, prompt, keys, temperature):
 
     def step(carry, key):
         cache, token = carry
-        cache, logits = run(cache, token[:, None])
+        cache, logits = extend(graph, cache, weights, token[:, None])
         token = pick(logits, key)
         return (cache, token), (token, logits)
 
-    cache, first_logits = run(cache, prompt)
+    cache, first_logits = extend(graph, cache, weights, prompt)
     first = pick(first_logits, keys[0])
     _, (tokens, logits) = jax.lax.scan(step, (cache, first), keys[1:])
     join = lambda head, tail: jnp.concatenate([head[:, None], tail.swapaxes(0, 1)], axis=1)

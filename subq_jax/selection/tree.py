@@ -84,9 +84,8 @@ def update_tree(
 
 def _renew(old, children, start, count, fanout, pooling):
     """`old` [K, nodes, R] with `count` nodes from `start` on pooled from `children` [K, n, R]."""
-    missing = old.shape[1] * fanout - children.shape[1]
-    children = jnp.pad(children, ((0, 0), (0, missing), (0, 0)))
-    below = jax.lax.dynamic_slice_in_dim(children, start * fanout, count * fanout, axis=1)
+    child = start * fanout + jnp.arange(count * fanout, dtype=jnp.int32)
+    below = jnp.take(children, child, axis=1, mode="fill", fill_value=0)  # padding would copy all children
     new = pool(below.reshape(below.shape[0], count, fanout, below.shape[2]), pooling)
     return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
 

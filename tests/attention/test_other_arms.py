@@ -139,6 +139,13 @@ def test_dense_in_many_chunks_is_a_masked_softmax(monkeypatch):
     compare(dense_attention, arrays(2, 50, 50), HUGE)
 
 
+@pytest.mark.parametrize("place", ["last queries", "one token", "offset", "offsets", "packed, later"])
+def test_dense_over_several_tiles_of_a_cache_is_a_masked_softmax(monkeypatch, place):
+    monkeypatch.setattr("subq_jax.kernels.xla.dense.CPU_KEYS", 8)
+    batch, queries, length, where = PLACES[place]
+    compare(dense_attention, arrays(batch, queries, length, 2), HUGE, **where)
+
+
 BLOCKS = SelectionConfig(block_size=4, num_blocks=1, local_blocks=1, sink_blocks=1)
 TOKENS = SelectionConfig(block_size=1, num_blocks=4, local_blocks=4, sink_blocks=4)
 
@@ -162,8 +169,10 @@ ARMS = {
 }
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_absent_keys_never_leak(arm):
+@pytest.mark.parametrize(("arm", "tile"), [*((arm, None) for arm in ARMS), ("dense", 8)])
+def test_absent_keys_never_leak(monkeypatch, arm, tile):
+    if tile:
+        monkeypatch.setattr("subq_jax.kernels.xla.dense.CPU_KEYS", tile)
     q, k, v = arrays(2, 3, 32)
     present = jnp.array([14, 29], jnp.int32)
     absent = (jnp.arange(32)[None] >= present[:, None])[..., None, None]

@@ -43,7 +43,14 @@ def all_text(path: Path) -> str:
 
 
 def defined_flags(module: Path) -> set[str]:
-    """Names of the absl flags that a program defines, read from its source: two programs may use the same name."""
-    calls = [node for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-    return {call.args[0].value for call in calls
-            if isinstance(call.func, ast.Attribute) and call.func.attr.startswith("DEFINE_")}
+    """Names of the absl flags that a program defines, itself or through what it imports from `experiments`.
+
+    Read from the source: two programs may use the same name.
+    """
+    names = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("experiments."):
+            names |= defined_flags(ROOT / (node.module.replace(".", "/") + ".py"))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("DEFINE_"):
+            names.add(node.args[0].value)
+    return names

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from subq_jax.kernels.xla.layout import fold_keys, fold_queries, map_query_chunks, repeat_heads, unfold_queries
-from subq_jax.kernels.xla.tile import tile_forward
-from subq_jax.selection.visibility import QueryPlace
+from subq_jax.kernels.xla.tile import NO_KEYS, merge, tile_forward
+from subq_jax.selection.visibility import QueryPlace, clear_absent_keys
 
 CPU_ELEMENTS, ACCELERATOR_ELEMENTS = 2 << 20, 1 << 26  # float32 logits held at a time, if that leaves MIN_ROWS queries
 MIN_ROWS = 16
+# Keys that a few queries read at a time. A tile fits a CPU's cache; an accelerator would wait for the start of each.
+CPU_KEYS, ACCELERATOR_KEYS = 1 << 11, 1 << 26
 
 
 def whole_attention(q, place: QueryPlace, k, v):
@@ -28,9 +30,32 @@ def whole_attention(q, place: QueryPlace, k, v):
     return map_query_chunks(chunk, (q, place), chunk_rows(batch * q.shape[2] * k.shape[1]))
 
 
-def visible_keys(place: QueryPlace, length: int):
-    """Which of `length` positions dense attention shows to each query: bool [B, T, S]."""
-    key = jnp.arange(length)[None, None]
+def cached_attention(q, place: QueryPlace, present, k, v):
+    """`whole_attention` of a few queries, where `present` [B, S] says which keys exist; the others may hold anything.
+
+    Clearing absent keys, or laying heads out apart, would write a copy of the cache for every token decoded: both is
+    done to a tile of keys at a time.
+    """
+    (batch, length, kv_heads, _), size = k.shape, key_tile()
+    rows = fold_queries(q, kv_heads)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def tile(found, index):
+        start = jnp.minimum(index * size, length - size)  # the last tile reaches back, over keys that are done
+        part = lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
+        keys, values = (fold_keys(clear_absent_keys(part(x), part(present))) for x in (k, v))
+        fresh = start + jnp.arange(size) >= index * size
+        visible = repeat_heads(visible_keys(place, size, start) & fresh[None, None], kv_heads)[:, :, None]
+        return merge([found, tile_forward(rows, keys, values, 0.0, visible)]), None
+
+    nothing = jnp.zeros(rows.shape, jnp.float32), jnp.full(rows.shape[:-1], NO_KEYS)
+    (out, _), _ = jax.lax.scan(tile, nothing, jnp.arange(-(-length // size), dtype=jnp.int32))
+    return unfold_queries(out, batch).astype(q.dtype)
+
+
+def visible_keys(place: QueryPlace, length: int, first=0):
+    """Which of `length` positions from `first` on dense attention shows to each query: bool [B, T, length]."""
+    key = first + jnp.arange(length)[None, None]
     visible = (key >= place.first_position[..., None]) & (key <= place.position[..., None])
     return visible & place.exists[..., None]
 
@@ -39,3 +64,8 @@ def chunk_rows(elements_of_a_query: int) -> int:
     """How many queries to handle at a time, when each needs so many float32 numbers."""
     elements = CPU_ELEMENTS if jax.default_backend() == "cpu" else ACCELERATOR_ELEMENTS
     return max(MIN_ROWS, elements // elements_of_a_query)
+
+
+def key_tile() -> int:
+    """How many keys a few queries read at a time."""
+    return CPU_KEYS if jax.default_backend() == "cpu" else ACCELERATOR_KEYS
