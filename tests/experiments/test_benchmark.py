@@ -15,19 +15,19 @@ benchmark = functools.partial(program, "benchmark_attention", SMALL)
 
 
 def test_every_arm_is_timed_and_the_quadratic_one_is_left_out_in_time(tmp_path):
-    done = benchmark(tmp_path, "--lengths=64,128", f"--mechanisms={','.join(MECHANISMS)}")
+    done = benchmark(tmp_path, "--lengths=64", f"--mechanisms={','.join(MECHANISMS)}")
     assert done.returncode == 0, done.stderr
     rows = read_rows(tmp_path / "results.jsonl")
-    assert len(rows) == (2 * len(MECHANISMS) + len(SELECTING)) * 2 and all(row["seconds"] > 0 for row in rows)
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert report["selective_relative_error"] < 1e-5
-    assert set(report["slopes"]["selective 32 forward"]) == {"seconds", "temp_bytes"}
+    assert len(rows) == 2 * len(MECHANISMS) + len(SELECTING) and all(row["seconds"] > 0 for row in rows)
     assert (tmp_path / "forward_seconds.png").read_bytes().startswith(b"\x89PNG")
 
     done = benchmark(tmp_path, "--lengths=64,128", "--mechanisms=selective", "--fanouts=2,2", "--beam_width=2")
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "report.json").read_text())["flags"]["fanouts"] == ["2", "2"]
-    assert "selective 32 choosing" in json.loads((tmp_path / "report.json").read_text())["slopes"]
+    assert {row["length"] for row in read_rows(tmp_path / "results.jsonl")} == {64, 128}
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["flags"]["fanouts"] == ["2", "2"] and report["selective_relative_error"] < 1e-5
+    assert set(report["slopes"]["selective 32 forward"]) == {"seconds", "temp_bytes"}
+    assert "selective 32 choosing" in report["slopes"]
 
     done = benchmark(tmp_path, "--lengths=64,128", "--mechanisms=dense", "--max_seconds=0")
     assert done.returncode == 0 and "dense forward at 128: left out" in done.stdout

@@ -35,7 +35,7 @@ def full_logits(model, prompt, new):
     return forward(model, whole)[:, prompt.shape[1] - 1 :][:, : new.shape[1]]
 
 
-@pytest.mark.parametrize("length", [3, 27])
+@pytest.mark.parametrize("length", [pytest.param(3, marks=pytest.mark.slow), 27])
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_logits_are_those_of_the_full_forward(mechanism, length):
     model, prompt, count = decoder(mechanism), tokens(length), 12
