@@ -56,7 +56,8 @@ _SWEEP_FIELDS = ("tasks", "mechanisms", "budgets", "learning_rates", "seeds", "e
 def grid(config: ConfigDict) -> list[Cell]:
     """The cells of `config`, seeds innermost; a task's overrides are merged into the base config.
 
-    Every arm is run at each of `sweep.learning_rates`, or with none given at the config's own.
+    Every arm is run at each of `sweep.learning_rates`, or with none given at the config's own. With
+    `sweep.timing_repeats=0` forward passes are not timed: cells side by side on one accelerator slow each other down.
 
     Raises:
       ValueError: for missing or unknown fields of `config.sweep`, and for everything wrong in a cell's config.
@@ -70,8 +71,8 @@ def grid(config: ConfigDict) -> list[Cell]:
     for name in ("tasks", "mechanisms", "budgets", "learning_rates", "seeds", "eval_lengths"):
         if len(set(sweep[name])) < len(sweep[name]):
             raise ValueError(f"sweep.{name} must not repeat itself, got {sweep[name]}")
-    for name in ("eval_batches", "eval_batch_size", "timing_repeats"):
-        check_integer(f"sweep.{name}", sweep[name])
+    for name, floor in (("eval_batches", 1), ("eval_batch_size", 1), ("timing_repeats", 0)):
+        check_integer(f"sweep.{name}", sweep[name], floor)
     for rate in sweep.learning_rates:
         if type(rate) not in (int, float):
             raise ValueError(f"sweep.learning_rates must be numbers, got {rate!r}")

@@ -94,7 +94,8 @@ def measure_cell(cell: Cell, folder: Path) -> list[Row]:
     }
     rows = []
     for score in scores:
-        cost = forward_cost(trained.model, score["length"], asked["timing_repeats"])
+        repeats = asked["timing_repeats"]
+        cost = forward_cost(trained.model, score["length"], repeats) if repeats else {}
         routing = held_out_routing(trained.model, config.data, length=score["length"],
                                    batch_size=asked["batch_size"], seed=config.seed)
         flops = {"forward_flops": forward_flops(shape, score["length"])["total"]}

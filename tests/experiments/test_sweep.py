@@ -135,6 +135,13 @@ def test_finished_cells_are_skipped_and_report_is_written(trained, run, tmp_path
     assert len(trained.calls) == 2
 
 
+def test_forward_passes_are_not_timed_without_repeats(trained, run):
+    config = small_config()
+    config.sweep.timing_repeats = 0
+    rows = run(config)
+    assert len(rows) == 4 and all(row["forward_flops"] > 0 and "forward_seconds" not in row for row in rows)
+
+
 def test_interrupted_sweep_goes_on_where_it_was(trained, run, tmp_path):
     trained_before = run(small_config(), cells="dense")
     (tmp_path / "cells" / "recall-selective-32-seed0").mkdir(exist_ok=True)
@@ -195,7 +202,7 @@ def test_bad_input_is_refused_before_any_training(trained, run):
     ("eval_lengths", (128, 8), "cell recall-dense-seed0: length must be at least 16 for 4 pairs and 4 questions"),
     ("eval_lengths", ("x",), "sweep.eval_lengths must be an integer >= 1, got 'x'"),
     ("eval_batches", 0, "sweep.eval_batches must be an integer >= 1, got 0"),
-    ("timing_repeats", 0, "sweep.timing_repeats must be an integer >= 1, got 0"),
+    ("timing_repeats", -1, "sweep.timing_repeats must be an integer >= 0, got -1"),
     ("seeds", (0, 0), r"sweep.seeds must not repeat itself, got \(0, 0\)"),
     ("budgets", (), "sweep.budgets must not be empty"),
     ("learning_rates", (1e-3, 1e-3), r"sweep.learning_rates must not repeat itself, got \(0.001, 0.001\)"),
