@@ -1,6 +1,6 @@
 """What the experiments of this folder share: a small decoder, one optimiser, every field that a run needs.
 
-Each config starts from `small_run()` and states what it changes. `data` is the config's own.
+Each config starts from `small_run()` or `search_run()` and states what it changes. `data` is the config's own.
 """
 
 from ml_collections import ConfigDict
@@ -63,6 +63,29 @@ def small_run(arg: str) -> ConfigDict:
     config.training.keep_checkpoints = 2
     config.training.log_every = 20
     config.training.eval_every = 0
+    return config
+
+
+def search_run(arg: str) -> ConfigDict:
+    """A run of minutes on one accelerator, still without data: what the searches share."""
+    config = small_run(arg)
+    config.model.num_layers = 4
+    config.model.width = 256
+    config.model.num_heads = 8
+    config.model.head_dim = 64
+    config.model.mlp_width = 1024
+    config.model.key_conv_width = 3
+    config.model.block_size = 32
+    config.model.dtype = "bfloat16"
+
+    config.optimizer.learning_rate = 1.5e-3
+    config.optimizer.warmup_steps = 200
+    config.optimizer.final_lr_fraction = 0.07
+
+    config.training.dense_steps = 540
+    config.training.checkpoint_every = 600
+    config.training.keep_checkpoints = 1
+    config.training.log_every = 50
     return config
 
 

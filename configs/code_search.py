@@ -18,7 +18,7 @@ not its parent. Longer rows hold more of a file and not of a package: 3/4 of the
 
 from ml_collections import ConfigDict
 
-from configs.base import make_smoke, small_run
+from configs.base import make_smoke, search_run
 
 VARIANTS = {
     "code": {},
@@ -33,7 +33,7 @@ VARIANTS = {
 
 def get_config(arg: str = "") -> ConfigDict:
     """The search's base arms, or with `arg="smoke"` one of a minute that only shows that everything fits together."""
-    config = small_run(arg)
+    config = search_run(arg)
     config.data.task = "text"
     config.data.seq_len = 4096  # from the first step on: text has no curriculum of lengths
     config.data.batch_size = 16
@@ -42,29 +42,14 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.data_dir = ""  # the user's cache folder
     config.data.tokenizer = "bytes"
 
-    config.model.num_layers = 4
-    config.model.width = 256
-    config.model.num_heads = 8
-    config.model.head_dim = 64
-    config.model.mlp_width = 1024
     config.model.local_window = 128  # what is further away must go through the layers under study
-    config.model.key_conv_width = 3
-    config.model.block_size = 32
     config.model.router_dim = 256
     config.model.router_training = "both"
-    config.model.dtype = "bfloat16"
 
-    config.optimizer.learning_rate = 1.5e-3
-    config.optimizer.warmup_steps = 200
     config.optimizer.weight_decay = 0.1
-    config.optimizer.final_lr_fraction = 0.07
 
     config.training.steps = 2400
     config.training.ungated_steps = 360
-    config.training.dense_steps = 540
-    config.training.checkpoint_every = 600
-    config.training.keep_checkpoints = 1
-    config.training.log_every = 50
 
     config.sweep = ConfigDict()
     config.sweep.tasks = ConfigDict(VARIANTS)

@@ -10,7 +10,7 @@ evaluated at up to 65,536, in bf16. Each task is one change to the first; `--cel
 
 from ml_collections import ConfigDict
 
-from configs.base import make_smoke, small_run
+from configs.base import make_smoke, search_run
 
 UNGATED = {"ungated_steps": 360}
 BOTH = {"model": {"router_training": "both", "router_dim": 256}, "training": UNGATED}
@@ -53,7 +53,7 @@ VARIANTS = {
 
 def get_config(arg: str = "") -> ConfigDict:
     """The search's base arms, or with `arg="smoke"` one of a minute that only shows that everything fits together."""
-    config = small_run(arg)
+    config = search_run(arg)
     config.data.task = "needles"
     config.data.vocab_size = 512
     config.data.seq_len = 1024
@@ -64,25 +64,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.num_queries = 64
     config.data.curriculum = ((0, 256, 8), (700, 512, 16), (1200, 1024, 32))
 
-    config.model.num_layers = 4
-    config.model.width = 256
-    config.model.num_heads = 8
-    config.model.head_dim = 64
-    config.model.mlp_width = 1024
     config.model.local_window = 32
-    config.model.key_conv_width = 3
-    config.model.block_size = 32
-    config.model.dtype = "bfloat16"
-
-    config.optimizer.learning_rate = 1.5e-3
-    config.optimizer.warmup_steps = 200
-    config.optimizer.final_lr_fraction = 0.07
 
     config.training.steps = 1800
-    config.training.dense_steps = 540
-    config.training.checkpoint_every = 600
-    config.training.keep_checkpoints = 1
-    config.training.log_every = 50
 
     config.sweep = ConfigDict()
     config.sweep.tasks = ConfigDict(VARIANTS)
