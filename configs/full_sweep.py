@@ -13,7 +13,7 @@ on an H100, three at a time with `XLA_PYTHON_CLIENT_MEM_FRACTION=0.28`, and ther
 from ml_collections import ConfigDict
 
 from configs import code_search, selector_search
-from configs.base import make_smoke, small_run
+from configs.base import small_run
 from subq_jax.attention.mechanisms import MECHANISMS
 
 SECTIONS = ("data", "model", "optimizer", "training")
@@ -43,7 +43,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sweep.timing_repeats = 0  # cells side by side on one accelerator slow each other down
 
     if arg == "smoke":
-        make_smoke(config)
         config.sweep.mechanisms = ("dense", "selective")
         config.sweep.budgets = (96,)
         config.sweep.learning_rates = (1e-3, 2e-3)

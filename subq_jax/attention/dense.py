@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from subq_jax.attention import checks
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, SegmentIds, Values
-from subq_jax.kernels.xla.dense import MIN_ROWS, cached_attention, key_tile, whole_attention
+from subq_jax.kernels.xla.dense import MIN_ROWS, cached_attention, whole_attention
+from subq_jax.kernels.xla.grain import grain
 from subq_jax.selection.visibility import clear_absent_keys, clear_padding_rows
 
 STRIPS = 8  # a query strip reads only the keys up to its end, which saves nearly half of the square
@@ -47,7 +48,7 @@ def dense_attention(
     if whole and segment_ids is None and jax.default_backend() == "gpu" and fits_cudnn:
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
     q = clear_padding_rows(q, place)
-    if queries <= MIN_ROWS and length > key_tile():
+    if queries <= MIN_ROWS and length > grain().keys:
         return cached_attention(q, place, present, k, v)
     k, v = clear_absent_keys(k, present), clear_absent_keys(v, present)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 Row = dict[str, Any]
+_ARM = ("task", "mechanism", "budget")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,16 +86,13 @@ def at_best_rate(rows: Sequence[Row]) -> list[Row]:
             or row.get("learning_rate") == best.get(tuple(row[name] for name in _ARM), row.get("learning_rate"))]
 
 
-_ARM = ("task", "mechanism", "budget")
-
-
 def _at_training_length(rows):
     done = succeeded(rows)
-    shortest = {cell: length for (cell,), length in
-                ((key, summary.low) for key, summary in summarise(done, "length", ["cell"]).items())}
-    lengths = {row["cell"] for row in done if row["length"] == row["train_length"]}
-    return [row for row in done
-            if row["length"] == (row["train_length"] if row["cell"] in lengths else shortest[row["cell"]])]
+    lengths = defaultdict(set)
+    for row in done:
+        lengths[row["cell"]].add(row["length"])
+    judged = lambda row, here: row["train_length"] if row["train_length"] in here else min(here)
+    return [row for row in done if row["length"] == judged(row, lengths[row["cell"]])]
 
 
 def fitted_slope(lengths: list[float], costs: list[float]) -> float | None:

@@ -10,6 +10,7 @@ from subq_jax.attention import checks
 from subq_jax.attention.learned_router import Index, choose_tokens, index_divergence, learned_router_attention
 from subq_jax.attention.oracle_topk import oracle_topk_attention
 from subq_jax.attention.random_blocks import random_blocks_attention, random_selection
+from subq_jax.kernels.xla import grain
 
 BATCH, LENGTH, KV_HEADS, GROUP, HEAD_DIM = 2, 37, 2, 3, 8
 BLOCKS = SelectionConfig(block_size=4, num_blocks=2, local_blocks=1, sink_blocks=1)
@@ -76,7 +77,7 @@ def test_learned_router_attends_to_the_tokens_of_highest_score():
 @pytest.mark.parametrize("chunks", ["one", "many"])
 def test_learned_router_gradients_are_those_of_a_mask(monkeypatch, chunks):
     if chunks == "many":
-        monkeypatch.setattr("subq_jax.kernels.xla.dense.CPU_ELEMENTS", 1)
+        monkeypatch.setattr(grain, "CPU_GRAIN", grain.CPU_GRAIN._replace(whole=1))
     (q, k, v), features = arrays(), index()
     place, _ = checks.locate(q, k, None, None, None, 1)
     chosen = choose_tokens(features, place, TOKENS)

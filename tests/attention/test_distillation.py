@@ -8,6 +8,7 @@ from problems import arrays
 
 from subq_jax import SelectionConfig
 from subq_jax.attention.distillation import router_divergence
+from subq_jax.kernels.xla import grain
 
 CONFIG = SelectionConfig(block_size=4, num_blocks=1, local_blocks=1, sink_blocks=1)
 LENGTH, KV_HEADS, GROUP = 37, 2, 3
@@ -42,7 +43,7 @@ def expected(q, k, router_q, router_k, start=0):
 @pytest.mark.parametrize("chunks", ["one", "many"])
 def test_divergence_is_that_of_the_textbook(monkeypatch, chunks):
     if chunks == "many":
-        monkeypatch.setattr("subq_jax.kernels.xla.dense.CPU_ELEMENTS", 1)
+        monkeypatch.setattr(grain, "CPU_GRAIN", grain.CPU_GRAIN._replace(whole=1))
     actual = jax.jit(lambda *x: router_divergence(*x, CONFIG))(*values())
     wanted = sum(expected(*row) for row in zip(*values(), strict=True)) / (2 * LENGTH * KV_HEADS)
     np.testing.assert_allclose(actual, wanted, rtol=1e-5)

@@ -19,6 +19,7 @@ from subq_jax.attention import (
 )
 from subq_jax.attention import dense as dense_file
 from subq_jax.attention.learned_router import Index
+from subq_jax.kernels.xla import grain
 
 HUGE = 10**6  # a window beyond every length
 
@@ -134,14 +135,14 @@ def test_dense_beyond_a_thousand_queries_reads_in_strips(monkeypatch):
 
 
 def test_dense_in_many_chunks_is_a_masked_softmax(monkeypatch):
-    monkeypatch.setattr("subq_jax.kernels.xla.dense.CPU_ELEMENTS", 1)
+    monkeypatch.setattr(grain, "CPU_GRAIN", grain.CPU_GRAIN._replace(whole=1))
     monkeypatch.setattr("subq_jax.kernels.xla.dense.MIN_ROWS", 8)
     compare(dense_attention, arrays(2, 50, 50), HUGE)
 
 
 @pytest.mark.parametrize("place", ["last queries", "one token", "offset", "offsets", "packed, later"])
 def test_dense_over_several_tiles_of_a_cache_is_a_masked_softmax(monkeypatch, place):
-    monkeypatch.setattr("subq_jax.kernels.xla.dense.CPU_KEYS", 8)
+    monkeypatch.setattr(grain, "CPU_GRAIN", grain.CPU_GRAIN._replace(keys=8))
     batch, queries, length, where = PLACES[place]
     compare(dense_attention, arrays(batch, queries, length, 2), HUGE, **where)
 
@@ -172,7 +173,7 @@ ARMS = {
 @pytest.mark.parametrize(("arm", "tile"), [*((arm, None) for arm in ARMS), ("dense", 8)])
 def test_absent_keys_never_leak(monkeypatch, arm, tile):
     if tile:
-        monkeypatch.setattr("subq_jax.kernels.xla.dense.CPU_KEYS", tile)
+        monkeypatch.setattr(grain, "CPU_GRAIN", grain.CPU_GRAIN._replace(keys=tile))
     q, k, v = arrays(2, 3, 32)
     present = jnp.array([14, 29], jnp.int32)
     absent = (jnp.arange(32)[None] >= present[:, None])[..., None, None]

@@ -10,7 +10,7 @@ from problems import arrays, attention_by_definition, problems, value_and_grads
 from subq_jax import SelectionConfig, selective_attention
 from subq_jax.attention import dense_attention
 from subq_jax.attention.api import IMPLEMENTATIONS
-from subq_jax.kernels.xla import gathered, layout
+from subq_jax.kernels.xla import gathered, grain
 from subq_jax.selection.choose import best_of, block_scores
 from subq_jax.selection.summaries import block_summaries
 
@@ -173,16 +173,16 @@ def test_results_are_the_same_bits_every_time_whatever_the_layout():
         np.testing.assert_array_equal(a, b)
 
 
-ONE_TILE_A_STEP = layout.Grain(step=1, band=1, scores=1, chunk=1, share=1)
-SMALL_TILES = layout.ACCELERATOR_GRAIN._replace(chunk=1 << 14, share=8)  # many tiles a step, so runs span their groups
+ONE_TILE_A_STEP = grain.Grain(*[1] * len(grain.Grain._fields))
+SMALL_TILES = grain.ACCELERATOR_GRAIN._replace(chunk=1 << 14, share=8)  # many tiles a step, so runs span their groups
 
 
-@pytest.mark.parametrize("grain", [ONE_TILE_A_STEP, SMALL_TILES, layout.ACCELERATOR_GRAIN])
-def test_many_chunks_and_steps_give_the_same_result(monkeypatch, grain):
+@pytest.mark.parametrize("sizes", [ONE_TILE_A_STEP, SMALL_TILES, grain.ACCELERATOR_GRAIN])
+def test_many_chunks_and_steps_give_the_same_result(monkeypatch, sizes):
     values = arrays(6, 1, 300, 300, 2, 2)
     config = SelectionConfig(block_size=4, num_blocks=5, local_blocks=2, sink_blocks=1)
     whole = value_and_grads(values, config, "xla", True)
-    monkeypatch.setattr(layout, "CPU_GRAIN", grain)
+    monkeypatch.setattr(grain, "CPU_GRAIN", sizes)
     pieces = value_and_grads(values, config, "xla", True)
     np.testing.assert_array_equal(whole[1], pieces[1])
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):

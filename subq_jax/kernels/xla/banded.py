@@ -18,7 +18,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from subq_jax.kernels.xla.layout import grain, join_rows, split_rows
+from subq_jax.kernels.xla.grain import grain
+from subq_jax.kernels.xla.layout import join_rows, split_rows
 from subq_jax.kernels.xla.tile import row_delta, tile_backward, tile_forward
 
 MIN_ROWS, MAX_ROWS = 64, 512  # query tokens of a tile: a quarter of the reach, so that windows hold the keys ~5 times

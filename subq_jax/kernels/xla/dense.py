@@ -5,14 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from subq_jax.kernels.xla.grain import grain
 from subq_jax.kernels.xla.layout import fold_keys, fold_queries, map_query_chunks, repeat_heads, unfold_queries
 from subq_jax.kernels.xla.tile import NO_KEYS, merge, tile_forward
 from subq_jax.selection.visibility import QueryPlace, clear_absent_keys
 
-CPU_ELEMENTS, ACCELERATOR_ELEMENTS = 2 << 20, 1 << 26  # float32 logits held at a time, if that leaves MIN_ROWS queries
-MIN_ROWS = 16
-# Keys that a few queries read at a time. A tile fits a CPU's cache; an accelerator would wait for the start of each.
-CPU_KEYS, ACCELERATOR_KEYS = 1 << 11, 1 << 26
+MIN_ROWS = 16  # queries of a chunk at least, whatever they hold
 
 
 def whole_attention(q, place: QueryPlace, k, v):
@@ -36,7 +34,7 @@ def cached_attention(q, place: QueryPlace, present, k, v):
     Clearing absent keys, or laying heads out apart, would write a copy of the cache for every token decoded: both is
     done to a tile of keys at a time.
     """
-    (batch, length, kv_heads, _), size = k.shape, key_tile()
+    (batch, length, kv_heads, _), size = k.shape, grain().keys
     rows = fold_queries(q, kv_heads)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -62,10 +60,4 @@ def visible_keys(place: QueryPlace, length: int, first=0):
 
 def chunk_rows(elements_of_a_query: int) -> int:
     """How many queries to handle at a time, when each needs so many float32 numbers."""
-    elements = CPU_ELEMENTS if jax.default_backend() == "cpu" else ACCELERATOR_ELEMENTS
-    return max(MIN_ROWS, elements // elements_of_a_query)
-
-
-def key_tile() -> int:
-    """How many keys a few queries read at a time."""
-    return CPU_KEYS if jax.default_backend() == "cpu" else ACCELERATOR_KEYS
+    return max(MIN_ROWS, grain().whole // elements_of_a_query)

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from subq_jax.kernels.xla.layout import grain, join_rows, split_rows
+from subq_jax.kernels.xla.grain import grain
+from subq_jax.kernels.xla.layout import join_rows, split_rows
 from subq_jax.kernels.xla.tile import NO_KEYS, tile_backward, tile_partial
 
 MAX_ENTRIES = 128

@@ -1,29 +1,7 @@
 """Between the public layout [B, T, N, H] and the kernels' rows X = B * K, one per sequence and KV head."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-
-
-class Grain(NamedTuple):
-    """How much is done at a time, in elements, and how finely it is cut."""
-
-    step: int  # float32 logits of one step
-    band: int  # of one step of a window's tiles
-    scores: int  # float32 router scores held at a time
-    chunk: int  # partial results of one chunk of queries
-    share: int  # tiles for a block in use, if blocks were chosen evenly
-
-
-# A step's logits fit a CPU's cache. An accelerator wants few large steps: it waits for the start of each.
-CPU_GRAIN = Grain(step=1 << 18, band=1 << 22, scores=1 << 23, chunk=1 << 24, share=1)
-ACCELERATOR_GRAIN = Grain(step=1 << 28, band=1 << 27, scores=1 << 26, chunk=1 << 28, share=4)
-
-
-def grain() -> Grain:
-    """The grain for the default backend."""
-    return CPU_GRAIN if jax.default_backend() == "cpu" else ACCELERATOR_GRAIN
 
 
 def fold(x):

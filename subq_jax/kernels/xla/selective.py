@@ -15,11 +15,11 @@ from subq_jax.axes import Outputs, Selection
 from subq_jax.kernels.xla.banded import banded_backward, banded_forward
 from subq_jax.kernels.xla.direct import direct_forward
 from subq_jax.kernels.xla.gathered import gathered_backward, gathered_forward
+from subq_jax.kernels.xla.grain import grain
 from subq_jax.kernels.xla.layout import (
     fold,
     fold_keys,
     fold_queries,
-    grain,
     map_query_chunks,
     repeat_heads,
     unfold_keys,
