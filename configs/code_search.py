@@ -35,8 +35,9 @@ def get_config(arg: str = "") -> ConfigDict:
     """The search's base arms, or with `arg="smoke"` one of a minute that only shows that everything fits together."""
     config = search_run(arg)
     config.data.task = "text"
-    config.data.seq_len = 4096  # from the first step on: text has no curriculum of lengths
+    config.data.seq_len = 4096
     config.data.batch_size = 16
+    config.data.curriculum = ((0, 512), (700, 1024), (1200, 4096))  # dense attention and its routers' lessons are short
     config.data.source = ""  # the standard library of the running interpreter
     config.data.suffix = ".py"  # installed packages bring tables, headers and lists of hashes
     config.data.data_dir = ""  # the user's cache folder
@@ -65,6 +66,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "smoke":
         make_smoke(config)
         config.data.seq_len = 128
+        config.data.curriculum = ()
         config.model.num_layers, config.model.num_heads, config.model.head_dim = 2, 4, 32
         config.model.width, config.model.mlp_width, config.model.router_dim = 64, 128, 64
         config.training.ungated_steps = 2

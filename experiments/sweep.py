@@ -48,6 +48,9 @@ _CELLS = flags.DEFINE_string("cells", "", "Regular expression; only cells whose 
 _PARALLEL = flags.DEFINE_integer(
     "parallel_cells", 1, "Cells at a time, each in a worker process with its share of the cores; 1 uses this process.",
     lower_bound=1)
+_GPUS = flags.DEFINE_integer(
+    "gpus", 0, "GPUs that the worker processes share out among them, each with its part of one's memory; 0 leaves it "
+    "to JAX, where every process takes all GPUs and most of their memory.", lower_bound=0)
 
 _SWEEP_FIELDS = ("tasks", "mechanisms", "budgets", "learning_rates", "seeds", "eval_lengths", "eval_batches",
                  "eval_batch_size", "timing_repeats")
@@ -174,10 +177,10 @@ def collect(workdir: Path) -> list[Row]:
 
 
 @contextlib.contextmanager
-def make_workers(count: int, workdir: Path) -> Iterator[list[Callable[[Path], None]]]:
-    """Yields `count` functions that run the cell in a folder: this process for one, else worker processes."""
+def make_workers(count: int, workdir: Path, gpus: int = 0) -> Iterator[list[Callable[[Path], None]]]:
+    """Yields `count` functions that run the cell in a folder: this process for one without `gpus`, else processes."""
     cache = str(workdir / "compilation_cache")
-    if count == 1:
+    if count == 1 and not gpus:
         sweep_cell.set_compilation_cache(cache)
         try:
             yield [_run_here]
@@ -185,12 +188,30 @@ def make_workers(count: int, workdir: Path) -> Iterator[list[Callable[[Path], No
             sweep_cell.set_compilation_cache("")
         return
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    workers = [_Worker(workdir, index, cores[index::count], cache) for index in range(count)]
+    workers = [_Worker(workdir, index, cores[index::count], cache, gpu_share(index, count, gpus))
+               for index in range(count)]
     try:
         yield workers
     finally:
         for worker in workers:
             worker.stop()
+
+
+def gpu_share(index: int, count: int, gpus: int) -> dict[str, str]:
+    """The environment of worker `index` of `count` that has one of `gpus` GPUs; what the user set wins.
+
+    Raises:
+      ValueError: when CUDA_VISIBLE_DEVICES shows fewer GPUs.
+    """
+    if not gpus:
+        return {}
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = shown.split(",") if shown else [str(gpu) for gpu in range(gpus)]
+    if len(names) < gpus:
+        raise ValueError(f"--gpus={gpus} is more than CUDA_VISIBLE_DEVICES={shown} shows")
+    together = -(-count // gpus)  # workers of the fullest GPU
+    memory = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.88 / together:.3f}")
+    return {"CUDA_VISIBLE_DEVICES": names[index % gpus], "XLA_PYTHON_CLIENT_MEM_FRACTION": memory}
 
 
 def _run_here(folder: Path) -> None:
@@ -201,17 +222,19 @@ def _run_here(folder: Path) -> None:
 class _Worker:
     """A `sweep_cell` process that outlives its cells, because importing and starting costs seconds."""
 
-    def __init__(self, workdir: Path, index: int, cores: list[int], cache: str):
+    def __init__(self, workdir: Path, index: int, cores: list[int], cache: str, environment: dict[str, str]):
         self._log = workdir / f"worker-{index}.log"
         self._command = [sys.executable, "-m", "experiments.sweep_cell", f"--compilation_cache={cache}",
                          f"--cores={','.join(map(str, cores))}"]
+        self._environment = os.environ | environment
         self._process = None
 
     def __call__(self, folder: Path) -> None:
         if self._process is None:
             with self._log.open("a") as log:
                 self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                                 stderr=log, text=True, cwd=Path(__file__).parents[1])
+                                                 stderr=log, text=True, cwd=Path(__file__).parents[1],
+                                                 env=self._environment)
         with contextlib.suppress(BrokenPipeError):  # the worker died between cells; the exit status below tells
             self._process.stdin.write(f"{folder}\n")
             self._process.stdin.flush()
@@ -275,7 +298,8 @@ def _notes(parallel: int) -> list[str]:
     ]
 
 
-def run_sweep(config: ConfigDict, workdir: Path, *, pattern: str, parallel: int, console: Console) -> list[str]:
+def run_sweep(config: ConfigDict, workdir: Path, *, pattern: str, parallel: int, console: Console,
+              gpus: int = 0) -> list[str]:
     """Runs the cells whose name matches `pattern`, writes results and report, returns the names of failed cells.
 
     Raises:
@@ -290,15 +314,15 @@ def run_sweep(config: ConfigDict, workdir: Path, *, pattern: str, parallel: int,
     if not chosen:
         raise ValueError(f"--cells={pattern} matches none of {[cell.name for cell in every]}")
     with only_process_in(workdir):
-        return _run_chosen(config, chosen, every, workdir, parallel, console)
+        return _run_chosen(config, chosen, every, workdir, parallel, gpus, console)
 
 
-def _run_chosen(config, chosen, every, workdir, parallel, console) -> list[str]:
+def _run_chosen(config, chosen, every, workdir, parallel, gpus, console) -> list[str]:
     prepare(chosen, workdir)
     todo = [cell for cell in chosen if not is_complete(cell, workdir)]
     console.print(f"{len(chosen)} cells, {len(chosen) - len(todo)} of them finished before")
     if todo:
-        with make_workers(min(parallel, len(todo)), workdir) as workers:
+        with make_workers(min(parallel, len(todo)), workdir, gpus) as workers:
             run_cells(todo, workdir, workers, console)
     rows = collect(workdir)
     write_rows(workdir / "results.jsonl", rows)
@@ -318,7 +342,7 @@ def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
     try:
         failed = run_sweep(_CONFIG.value, Path(_WORKDIR.value).absolute(), pattern=_CELLS.value,
-                           parallel=_PARALLEL.value, console=Console())
+                           parallel=_PARALLEL.value, gpus=_GPUS.value, console=Console())
     except ValueError as error:
         raise SystemExit(f"ValueError: {error}") from None
     if failed:

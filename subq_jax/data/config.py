@@ -13,8 +13,9 @@ TOKENIZERS = ("bytes", "bpe")
 _TASK_FIELDS = {
     "mqar": ("vocab_size", "num_pairs", "num_queries", "curriculum"),
     "needles": ("vocab_size", "num_pairs", "num_queries", "curriculum", "key_tokens", "value_tokens"),
-    "text": ("source", "suffix", "data_dir", "tokenizer", "bpe_vocab_size"),
+    "text": ("source", "suffix", "data_dir", "tokenizer", "bpe_vocab_size", "curriculum"),
 }
+_STAGE_FIELDS = {"first_step": 0, "length": 1, "num_pairs": 1}  # with their least values; text has no pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +24,10 @@ class DataConfig:
 
     `batch_size` sequences of `seq_len` tokens make one global step. `num_pairs` keys are bound to values in every
     recall sequence and `num_queries` questions are asked about them. `curriculum` entries `(first_step, length,
-    num_pairs)` replace `seq_len` and `num_pairs` from `first_step` on; tokens per batch and questions per token stay
-    the same; text has no curriculum. `source=""` is the standard library of the running interpreter, `data_dir=""` the
-    user's cache folder. Of a source folder only files whose names end in `suffix` count, for instance `".py"`.
+    num_pairs)`, for text `(first_step, length)`, replace `seq_len` and `num_pairs` from `first_step` on; tokens per
+    batch and questions per token stay the same, and rows of text are cut into rows of `length`. `source=""` is the
+    standard library of the running interpreter, `data_dir=""` the user's cache folder. Of a source folder only files
+    whose names end in `suffix` count, for instance `".py"`.
     """
 
     task: str
@@ -34,7 +36,7 @@ class DataConfig:
     vocab_size: int = 512
     num_pairs: int = 8
     num_queries: int = 8
-    curriculum: tuple[tuple[int, int, int], ...] = ()
+    curriculum: tuple[tuple[int, ...], ...] = ()
     key_tokens: int = 2
     value_tokens: int = 2
     source: str = ""
@@ -48,7 +50,7 @@ class DataConfig:
             raise ValueError(f"data.task must be one of {TASKS}, got {self.task!r}")
         for name in ("seq_len", "batch_size", *_TASK_FIELDS[self.task]):
             if name == "curriculum":
-                object.__setattr__(self, name, _checked_curriculum(self.curriculum))
+                object.__setattr__(self, name, _checked_curriculum(self.curriculum, self.task))
             elif isinstance(getattr(DataConfig, name, 0), int):
                 check_integer(f"data.{name}", getattr(self, name))
             elif not isinstance(getattr(self, name), str):
@@ -70,19 +72,25 @@ class DataConfig:
         check_fields("data", values, fields, required)
         return cls(**{name: values[name] for name in values})
 
+    def length_at(self, step: int) -> int:
+        """Tokens of a row of training step `step`, counted from 0."""
+        return next((entry[1] for entry in reversed(self.curriculum) if entry[0] <= step), self.seq_len)
+
     def relevant_fields(self) -> dict[str, Any]:
         """The fields that `task` reads, the shape of the batch included."""
         return {name: getattr(self, name) for name in ("task", "seq_len", "batch_size", *_TASK_FIELDS[self.task])}
 
 
-def _checked_curriculum(entries) -> tuple[tuple[int, int, int], ...]:
+def _checked_curriculum(entries, task: str) -> tuple[tuple[int, ...], ...]:
+    names = tuple(_STAGE_FIELDS)[: 2 if task == "text" else 3]
+    shape = f"({', '.join(names)})"
     if not isinstance(entries, list | tuple):
-        raise ValueError(f"data.curriculum must be a sequence of (first_step, length, num_pairs), got {entries!r}")
+        raise ValueError(f"data.curriculum must be a sequence of {shape}, got {entries!r}")
     for entry in entries:
-        if not isinstance(entry, list | tuple) or len(entry) != 3:
-            raise ValueError(f"data.curriculum entries must be (first_step, length, num_pairs), got {entry!r}")
-        for name, value, minimum in zip(("first_step", "length", "num_pairs"), entry, (0, 1, 1), strict=True):
-            check_integer(f"data.curriculum {name}", value, minimum)
+        if not isinstance(entry, list | tuple) or len(entry) != len(names):
+            raise ValueError(f"data.curriculum entries must be {shape}, got {entry!r}")
+        for name, value in zip(names, entry, strict=True):
+            check_integer(f"data.curriculum {name}", value, _STAGE_FIELDS[name])
     curriculum = tuple(tuple(entry) for entry in entries)
     first_steps = [entry[0] for entry in curriculum]
     if curriculum and (first_steps[0] != 0 or sorted(set(first_steps)) != first_steps):

@@ -86,23 +86,35 @@ def train_iterator(
 ) -> grain.DatasetIterator:
     """Endless shuffled batches of the training split: see `subq_jax.data.make_train_iterator`.
 
-    Process `i` gets the `i`-th share of the rows of each global batch, which does not depend on `process_count`.
+    Process `i` gets the `i`-th share of the rows of each global batch, which does not depend on `process_count`. A
+    shorter stage of the curriculum cuts these rows; what follows a cut does not see what stood before it.
     """
+    _check_stages(config, block_size)
     split = TokenisedSplit.load(config, "train")
     packing = pack(split.document_starts, config.seq_len, block_size)
     share = config.batch_size // process_count
 
-    def gather(rows):
-        return split.gather(packing, rows[process_index * share : (process_index + 1) * share], config.seq_len)
+    def gather(step, rows):
+        batch = split.gather(packing, rows[process_index * share : (process_index + 1) * share], config.seq_len)
+        return {name: values.reshape(-1, config.length_at(step)) for name, values in batch.items()}
 
     return iter(
         grain.MapDataset.range(packing.num_rows)
         .shuffle(seed=seed % 2**32)
         .repeat()  # after the shuffle: every epoch has its own order
         .batch(config.batch_size, drop_remainder=True)  # rounding up the length of an endless dataset overflows
-        .map(gather)
+        .map_with_index(gather)
         .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED_BATCHES))
     )
+
+
+def _check_stages(config: DataConfig, block_size: int) -> None:
+    for _, length in config.curriculum:
+        if config.seq_len % length or length % block_size and length < config.seq_len:
+            raise ValueError(
+                f"data.curriculum lengths must divide data.seq_len={config.seq_len} and be multiples of "
+                f"block_size={block_size}, got {length}"
+            )
 
 
 def eval_batches(

@@ -16,7 +16,7 @@ from flax import nnx
 
 from subq_jax.attention.mechanisms import ROUTED
 from subq_jax.axes import ChosenBlocks, Tokens
-from subq_jax.data import Batch, DataConfig, make_eval_batches
+from subq_jax.data import DataConfig, make_eval_batches
 from subq_jax.kernels.xla.dense import chunk_rows
 from subq_jax.kernels.xla.layout import map_query_chunks
 from subq_jax.kernels.xla.mass import block_mass
@@ -24,6 +24,7 @@ from subq_jax.kernels.xla.tile import NO_KEYS
 from subq_jax.model.attention_modules import SelectiveAttention
 from subq_jax.model.decoder import Decoder
 from subq_jax.selection.choose import block_scores, choose_blocks
+from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.tree import build_tree, search_tree
 from subq_jax.selection.visibility import QueryPlace, is_candidate, is_local, is_sink
 
@@ -53,24 +54,28 @@ def held_out_routing(
 ) -> dict[str, float | None]:
     """`routing_statistics` on one held-out batch, names prefixed by `routing_`; {} for a model without a router.
 
-    Rows of text may hold several documents, which the statistics would take for one: those that a single document fills
-    come first, and the batch is smaller than `batch_size` only where the held-out data is.
-
     None stands for what is not a number, as JSON has none.
     """
     if model.config.mechanism not in ROUTED or "selective" not in model.config.layer_kinds:
         return {}
-    data = DataConfig.from_mapping(data_config)
-    batches = make_eval_batches(data, seed=seed, block_size=model.config.block_size, length=length,
-                                num_batches=SEARCHED_BATCHES if data.task == "text" else 1, batch_size=batch_size)
-    stats = routing_statistics(model, _fullest(batches, batch_size))
+    tokens = held_out_tokens(model, data_config, length=length, batch_size=batch_size, seed=seed)
+    stats = routing_statistics(model, tokens)
     return {f"routing_{name}": value if math.isfinite(value) else None for name, value in stats.items()}
 
 
-def _fullest(batches: list[Batch], num_rows: int) -> np.ndarray:
-    """Inputs int32 [B, T] of the `num_rows` rows of which the first document fills most; earlier rows win ties."""
+def held_out_tokens(
+    model: Decoder, data_config: Mapping[str, Any], *, length: int, batch_size: int, seed: int
+) -> np.ndarray:
+    """int32 [batch_size, length], held-out sequences as the statistics want them: of one document each.
+
+    Rows of text may hold several: those that a single document fills come first, and there are fewer than `batch_size`
+    only where the held-out data has no more.
+    """
+    data = DataConfig.from_mapping(data_config)
+    batches = make_eval_batches(data, seed=seed, block_size=model.config.block_size, length=length,
+                                num_batches=SEARCHED_BATCHES if data.task == "text" else 1, batch_size=batch_size)
     inputs, segment_ids = (np.concatenate([batch[name] for batch in batches]) for name in ("inputs", "segment_ids"))
-    return inputs[np.argsort((segment_ids != 0).sum(axis=1), kind="stable")[:num_rows]]
+    return inputs[np.argsort((segment_ids != 0).sum(axis=1), kind="stable")[:batch_size]]  # earlier rows win ties
 
 
 def routing_statistics(model: Decoder, tokens: Tokens, num_runs: int = 32) -> dict[str, float]:
@@ -97,12 +102,23 @@ def routing_statistics(model: Decoder, tokens: Tokens, num_runs: int = 32) -> di
     if not any(isinstance(layer.attention, SelectiveAttention) for layer in model.layers):
         raise ValueError(f"model must have layers with a router, got mechanism={model.config.mechanism!r}")
     graphdef, params = nnx.split(model)
-    length = tokens.shape[1]
+    stats = _statistics(graphdef, params, jnp.asarray(tokens), sample_positions(tokens.shape[1], num_runs))
+    return {name: float(value) for name, value in stats.items()}
+
+
+def sample_positions(length: int, num_runs: int) -> jax.Array:
+    """Positions int32 [m] of the sampled queries: at most `num_runs` runs of neighbours in the second half."""
     runs = min(num_runs, max(1, length // (2 * RUN)))
     starts = length // 2 + (jnp.arange(runs) * (length - length // 2 - min(RUN, length)) // max(1, runs - 1))
     rows = jnp.maximum(starts, 0)[:, None] + jnp.arange(min(RUN, length))[None]
-    stats = _statistics(graphdef, params, jnp.asarray(tokens), jnp.minimum(rows, length - 1).reshape(-1))
-    return {name: float(value) for name, value in stats.items()}
+    return jnp.minimum(rows, length - 1).reshape(-1)
+
+
+def sampled_place(positions, batch: int, config: SelectionConfig) -> QueryPlace:
+    """Where queries at `positions` [m] of `batch` sequences of one document stand."""
+    position = jnp.broadcast_to(positions[None].astype(jnp.int32), (batch, positions.shape[0]))
+    zero = jnp.zeros_like(position)
+    return QueryPlace(position, position // config.block_size, zero, zero, jnp.ones_like(position, dtype=bool))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -121,9 +137,7 @@ def _layer_statistics(attention: SelectiveAttention, x, rows):
     q, k, _ = attention.project(x)
     router_q, router_k = attention.route(q, k)
     tree = build_tree(router_k, config)
-    position = jnp.broadcast_to(rows[None].astype(jnp.int32), (x.shape[0], rows.shape[0]))
-    zero = jnp.zeros_like(position)
-    place = QueryPlace(position, position // config.block_size, zero, zero, jnp.ones_like(position, dtype=bool))
+    place = sampled_place(rows, x.shape[0], config)
 
     def chunk(args):
         seen = _look(*args, k, tree, config, attention.gate)
@@ -142,9 +156,8 @@ def _look(q, router_q, place, k, tree, config, gate: bool) -> _Seen:
     chosen = _mark(ids, mass.shape[-1])
     block = jnp.arange(mass.shape[-1], dtype=jnp.int32)[None, None]
     candidate = is_candidate(block, place, config)[:, None]
-    visible = (is_sink(block, place, config) | is_local(block, place, config))[:, None] | chosen
-    bias = jnp.where(visible, jnp.where(chosen, scores, 0.0) if gate else 0.0, NO_KEYS)
-    gated = block_mass(q, k, place, config.block_size, bias)
+    visible = _always(mass.shape[-1], place, config) | chosen
+    gated = own_weight(q, k, place, config, scores, ids, gate)
     if config.fanouts:
         searched = search_tree(router_q, tree, place, config)
         found, certified = (chosen & _mark(searched.chosen, mass.shape[-1])).sum(axis=-1), searched.certified
@@ -154,6 +167,20 @@ def _look(q, router_q, place, k, tree, config, gate: bool) -> _Seen:
     total = lambda weight, where: jnp.where(where, weight, 0.0).sum(axis=-1)
     return _Seen(total(mass, candidate), total(mass, chosen), total(mass, best), (chosen & best).sum(axis=-1),
                  chosen.sum(axis=-1), total(mass, visible), total(gated, chosen), found, certified, gates, ids)
+
+
+def own_weight(q, k, place: QueryPlace, config: SelectionConfig, scores, ids: ChosenBlocks, gate: bool):
+    """The softmax weight on every block, [B, K, m, NB], of attention to sink, local and the chosen blocks."""
+    chosen = _mark(ids, scores.shape[-1])
+    visible = _always(scores.shape[-1], place, config) | chosen
+    bias = jnp.where(visible, jnp.where(chosen, scores, 0.0) if gate else 0.0, NO_KEYS)
+    return block_mass(q, k, place, config.block_size, bias)
+
+
+def _always(num_blocks: int, place: QueryPlace, config: SelectionConfig):
+    """bool [B, 1, m, NB]: sink and local blocks."""
+    block = jnp.arange(num_blocks, dtype=jnp.int32)[None, None]
+    return (is_sink(block, place, config) | is_local(block, place, config))[:, None]
 
 
 def _mark(ids: ChosenBlocks, num_blocks: int):

@@ -49,7 +49,12 @@ def build_tree(router_k: RouterKeys, config: SelectionConfig) -> SummaryTree:
 
     Every level reduces its children in float32 and rounds to `router_k`'s dtype. Differentiable at level 0.
     """
-    levels = [block_summaries(router_k, config.block_size, config.pooling)]
+    return tree_above(block_summaries(router_k, config.block_size, config.pooling), config)
+
+
+def tree_above(summaries: Summaries, config: SelectionConfig) -> SummaryTree:
+    """The tree whose lowest level is `summaries` [B, K, NB, R]."""
+    levels = [summaries]
     for fanout in config.fanouts:
         levels.append(block_summaries(levels[-1].swapaxes(1, 2), fanout, config.pooling))
     return SummaryTree(tuple(levels))

@@ -207,7 +207,7 @@ class _Loop:
 
 def _check_batches(data: DataConfig, divisor: int, microbatches: int) -> None:
     """Raises `ValueError` unless the batches of every curriculum stage spread evenly over mesh and microbatches."""
-    lengths = [data.seq_len, *(length for _, length, _ in data.curriculum)]
+    lengths = [data.seq_len, *(entry[1] for entry in data.curriculum)]
     for length in lengths:
         rows = data.batch_size * data.seq_len // length
         if rows % (divisor * microbatches):

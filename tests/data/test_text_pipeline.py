@@ -110,6 +110,16 @@ def test_shares_of_processes_make_up_the_global_batch(train_iterator):
             np.testing.assert_array_equal(batch[name], np.concatenate([part[name] for part in parts]))
 
 
+def test_a_curriculum_cuts_the_same_rows_shorter(train_iterator):
+    whole, stages = train_iterator(), train_iterator(dict(curriculum=((0, 16), (2, 32), (20, 64))))
+    for step in range(24):  # beyond the first epoch
+        batch, cut = next(whole), next(stages)
+        length = 16 if step < 2 else 32 if step < 20 else 64
+        for name in batch:
+            assert cut[name].shape[1] == length
+            np.testing.assert_array_equal(batch[name].reshape(-1, length), cut[name])
+
+
 def test_evaluation_is_the_validation_split_in_order_with_its_bytes(text_config, source_folder):
     arguments = dict(block_size=16, length=64, num_batches=1000, batch_size=3)
     batches = make_eval_batches(text_config, seed=0, **arguments)
@@ -154,6 +164,10 @@ def test_a_source_without_validation_is_refused(tmp_path):
         (dict(suffix=".rs"), r"holds no files to read whose names end in data.suffix='.rs'"),
         (dict(batch_size=0), r"data.batch_size must be an integer >= 1, got 0"),
         (dict(source="/nonexistent/folder"), r"data.source must be a folder"),
+        (dict(curriculum=((0, 32, 4),)), r"data.curriculum entries must be \(first_step, length\), got \(0, 32, 4\)"),
+        (dict(curriculum=((0, 48),)), r"data.curriculum lengths must divide data.seq_len=64 .* block_size=16, got 48"),
+        (dict(curriculum=((0, 8),)), r"data.curriculum lengths must divide data.seq_len=64 .* block_size=16, got 8"),
+        (dict(curriculum=((0, 128),)), r"data.curriculum lengths must divide data.seq_len=64 .*, got 128"),
     ],
 )
 def test_a_wrong_config_is_refused_at_once(train_iterator, change, message):

@@ -232,7 +232,7 @@ def test_worker_that_dies_fails_its_cell_only(tmp_path):
     folder = tmp_path / "cells" / cell.name
     folder.mkdir(parents=True)
     (folder / "request.json").write_text(json.dumps(cell.request()))
-    worker = sweep._Worker(tmp_path, 0, [], "")
+    worker = sweep._Worker(tmp_path, 0, [], "", {})
     worker._command = [sys.executable, "-c", "import sys; sys.stdin.readline(); sys.exit(7)"]
     worker(folder)
     (row,) = json.loads((folder / "result.json").read_text())["rows"]
@@ -242,6 +242,20 @@ def test_worker_that_dies_fails_its_cell_only(tmp_path):
     worker._command = [sys.executable, "-c", f"import sys; sys.stdin.readline(); print({sweep_cell.DONE!r})"]
     worker(folder)  # a new process takes the next cell
     worker.stop()
+
+
+def test_workers_share_out_the_gpus(monkeypatch):
+    for name in ("CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(name, raising=False)
+    shares = [sweep.gpu_share(index, 5, 2) for index in range(5)]
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["0", "1", "0", "1", "0"]
+    assert all(0.25 < float(share["XLA_PYTHON_CLIENT_MEM_FRACTION"]) < 1 / 3 for share in shares)
+    assert sweep.gpu_share(0, 5, 0) == {}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.1")
+    assert sweep.gpu_share(1, 2, 2) == {"CUDA_VISIBLE_DEVICES": "5", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.1"}
+    with pytest.raises(ValueError, match="--gpus=3 is more than CUDA_VISIBLE_DEVICES=3,5 shows"):
+        sweep.gpu_share(0, 3, 3)
 
 
 @pytest.mark.slow

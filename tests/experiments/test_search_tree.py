@@ -1,0 +1,28 @@
+"""The search over trees, on a run of ten steps."""
+
+import functools
+
+from programs import program
+
+from subq_jax.files import read_rows
+
+search = functools.partial(program, "search_tree", ())
+
+
+def test_every_tree_of_the_grid_is_judged(tmp_path):
+    trained = program("train", ("--config=configs/recall.py:smoke", "--progress=false"), tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    done = search(tmp_path, "--length=256", "--fanouts=2;4,2", "--beams=3,64")
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(tmp_path / "trees.jsonl")
+    assert [(row["fanouts"], row["beam_width"]) for row in rows] == [
+        ([2], 3), ([2], 64), ([4, 2], 3), ([4, 2], 64)]
+    assert rows[1]["recall"] == rows[3]["recall"] == 1 and 0 < rows[2]["recall"] < 1
+    assert "certified" in done.stdout
+    refused = search(tmp_path, "--fanouts=two")
+    assert refused.returncode != 0 and "--fanouts and --beams must be integers" in refused.stdout + refused.stderr
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    done = search(tmp_path)
+    assert done.returncode != 0 and "FileNotFoundError" in done.stderr and "config.json" in done.stderr
