@@ -1,0 +1,177 @@
+"""What every task is made of: a haystack read once, and the questions about it.
+
+A prompt is `context, question, answer_prefix`. Text becomes tokens one piece at a time: the tokens of a context are
+those of its pieces in turn. So lengths are exact and additive for any tokenizer, 12 million tokens cost seconds
+(a piece that repeats is encoded once), and a piece's place in tokens is known.
+"""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from subq_jax.checks import check_integer
+
+Span = tuple[int, int]  # first token, and the one after the last, of the context
+
+REMEMBERED = 100_000  # encoded pieces
+
+
+class TextTokenizer(Protocol):
+    """What tasks need of a tokenizer; those of `subq_jax.data.tokenizers` and Hugging Face's adapted ones have it."""
+
+    def encode(self, text: str) -> np.ndarray: ...
+
+    def decode(self, tokens: Iterable[int]) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One question about a haystack.
+
+    Attributes:
+      text: follows the context.
+      answer_prefix: the beginning of the answer, given to the model.
+      outputs: the references, in RULER's sense: what the answer should hold.
+      evidence: where in the context stands what the answer needs.
+      wrong: answers that the context offers beside the right one, for the score of wrong instances.
+    """
+
+    text: str
+    answer_prefix: str
+    outputs: tuple[str, ...]
+    evidence: tuple[Span, ...] = ()
+    wrong: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Haystack:
+    """A context and its questions; each prompt with room for the answer is at most `length` tokens.
+
+    Attributes:
+      task: the task's name.
+      index: which haystack of the seed.
+      pieces: the context's text.
+      tokens: int32 [S], the context's tokens.
+      questions: at least one.
+      length: the length asked for, in tokens.
+    """
+
+    task: str
+    index: int
+    pieces: tuple[str, ...]
+    tokens: np.ndarray
+    questions: tuple[Question, ...]
+    length: int
+
+    @property
+    def context(self) -> str:
+        return "".join(self.pieces)
+
+    def rows(self) -> Iterator[dict]:
+        """One row a question, with the fields of RULER's JSONL files and `task`, `haystack`, `evidence`, `wrong`."""
+        context = self.context
+        for number, question in enumerate(self.questions):
+            yield {
+                "index": self.index * len(self.questions) + number, "input": context + question.text,
+                "outputs": list(question.outputs), "length": self.length, "answer_prefix": question.answer_prefix,
+                "token_position_answer": question.evidence[0][0] if question.evidence else -1, "task": self.task,
+                "haystack": self.index, "evidence": [list(span) for span in question.evidence],
+                "wrong": list(question.wrong)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """What a haystack is asked to be.
+
+    Attributes:
+      length: tokens of a prompt and its answer at most.
+      tokenizer: turns text into tokens.
+      seed: of a study; `index` numbers the haystacks of a seed and length.
+      num_questions: how many are asked about one haystack; a task may have fewer to ask.
+      corpus: natural text, a document each, for tasks whose haystack is made of it; never seen in training.
+
+    Raises:
+      ValueError: for a number out of range, naming it.
+    """
+
+    length: int
+    tokenizer: TextTokenizer
+    seed: int = 0
+    index: int = 0
+    num_questions: int = 1
+    corpus: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name, floor in (("length", 1), ("seed", 0), ("index", 0), ("num_questions", 1)):
+            check_integer(name, getattr(self, name), floor)
+
+    def rng(self, task: str) -> np.random.Generator:
+        """The source of everything random in this haystack of `task`."""
+        return np.random.default_rng((self.seed, zlib.crc32(task.encode()), self.length, self.index))
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A kind of haystack and question.
+
+    Attributes:
+      name: unique.
+      build: makes a haystack; raises ValueError if the length is below the task's minimum or the corpus too small,
+        saying by how much.
+      score: of an answer's text to a question, 0 to 1.
+      answer_tokens: how many tokens an answer may take, RULER's `tokens_to_generate`.
+      source: who defined the task, and how this one differs.
+    """
+
+    name: str
+    build: Callable[[Request], Haystack]
+    score: Callable[[str, Question], float]
+    answer_tokens: int
+    source: str
+
+
+class Encoder:
+    """Encodes pieces of text, each distinct one once."""
+
+    def __init__(self, tokenizer: TextTokenizer):
+        self.encode = functools.lru_cache(REMEMBERED)(lambda text: np.asarray(tokenizer.encode(text), np.int32))
+
+    def count(self, *texts: str) -> int:
+        """Tokens of the texts, each encoded on its own."""
+        return sum(len(self.encode(text)) for text in texts)
+
+
+def assemble(request: Request, task: str, pieces: Iterable[str], ask: Callable[[list[Span]], Iterable[Question]],
+             encoder: Encoder, answer_tokens: int) -> Haystack:
+    """The haystack of `pieces`; `ask` gets the span of every piece and returns the questions.
+
+    Raises:
+      ValueError: when a prompt with its answer is longer than asked: the task's own sums are wrong.
+    """
+    pieces = tuple(pieces)
+    encoded = [encoder.encode(piece) for piece in pieces]
+    ends = np.cumsum([len(tokens) for tokens in encoded]).tolist()
+    spans = list(zip([0, *ends[:-1]], ends, strict=True))
+    questions = tuple(ask(spans))
+    haystack = Haystack(task, request.index, pieces, np.concatenate(encoded), questions, request.length)
+    for question in questions:
+        used = len(haystack.tokens) + encoder.count(question.text, question.answer_prefix) + answer_tokens
+        if used > request.length:
+            raise ValueError(f"{task} needs {used} tokens where length={request.length}")
+    return haystack
+
+
+def room_for_context(request: Request, task: str, encoder: Encoder, answer_tokens: int, *fixed: str) -> int:
+    """Tokens left for the filling of a context, beside the `fixed` texts of the prompt and the answer.
+
+    Raises:
+      ValueError: when nothing is left, saying how many tokens are needed.
+    """
+    used = encoder.count(*fixed) + answer_tokens
+    if used >= request.length:
+        raise ValueError(f"{task} needs length > {used} with this tokenizer, got {request.length}")
+    return request.length - used

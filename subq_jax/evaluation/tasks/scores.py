@@ -1,0 +1,14 @@
+"""Scores of answers."""
+
+from subq_jax.evaluation.tasks.haystack import Question
+
+
+def share_of_references(answer: str, question: Question) -> float:
+    """The fraction of references that the answer holds, whatever the case: RULER's `string_match_all`."""
+    found = sum(reference.lower() in answer.lower() for reference in question.outputs)
+    return found / len(question.outputs)
+
+
+def any_reference(answer: str, question: Question) -> float:
+    """1 if the answer holds one of the references, whatever the case: RULER's `string_match_part`."""
+    return float(any(reference.lower() in answer.lower() for reference in question.outputs))
