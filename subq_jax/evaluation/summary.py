@@ -143,11 +143,12 @@ def comparisons(rows: Sequence[Row], *, against: Arm, margin: float, level: floa
       random_seed: of the resampling.
 
     Returns:
-      rows `dict(task, length, mechanism, budget, difference, low, high, equivalent, margin, only_arm, only_other,
-      p_value, pairs, unpaired)`. `difference` is the arm's mean less that of `against`. `only_arm` and `only_other`
-      count prompts that one of them alone answered right, null where scores are not right or wrong; `p_value` is
-      McNemar's, null too where two pairs share a haystack, since it takes them as independent. `unpaired` samples of
-      either arm had no counterpart (same seed, haystack and index) and were left out.
+      rows `dict(task, length, mechanism, budget, other_mechanism, other_budget, difference, low, high, equivalent,
+      margin, only_arm, only_other, p_value, pairs, unpaired)`. The other arm is `against`; `difference` is the arm's
+      mean less the other's. `only_arm` and `only_other` count prompts that one of them alone answered right, null where
+      scores are not right or wrong; `p_value` is McNemar's, null too where two pairs share a haystack, since it takes
+      them as independent. `unpaired` samples of either arm had no counterpart (same seed, haystack and index) and were
+      left out.
 
     Raises:
       ValueError: for samples that `check_samples` refuses, when `against` has no samples, or for a wrong margin.
@@ -166,7 +167,8 @@ def comparisons(rows: Sequence[Row], *, against: Arm, margin: float, level: floa
         if arm != against and pairs and {row["task"] for row in pairs} == {row["task"] for row in here}:
             scores = [row["score"] for row in pairs], [others[_prompt(row)] for row in pairs]
             found.append(_named(task, length, arm) | _compare(*scores, pairs, margin, level, random_seed) | {
-                "margin": margin, "pairs": len(pairs), "unpaired": len(here) + len(others) - 2 * len(pairs)})
+                "other_mechanism": against[0], "other_budget": against[1], "margin": margin,
+                "pairs": len(pairs), "unpaired": len(here) + len(others) - 2 * len(pairs)})
     return found
 
 
