@@ -13,7 +13,7 @@ import random
 import string
 
 from subq_jax.evaluation.tasks.haystack import Encoder, Haystack, Question, Request, Task, assemble, room_for_context
-from subq_jax.evaluation.tasks.sentences import WORDS, python_rng, scattered, until_full, write
+from subq_jax.evaluation.tasks.sentences import WORDS, python_rng, scattered, until_full, words, write
 
 FORMATS = {  # how a text opens, and the lines it goes on with
     "poem": ("O {topic} of {place}, {adjective} and {adjective},", (
@@ -42,24 +42,24 @@ FORMATS = {  # how a text opens, and the lines it goes on with
         "{name} {verb} the {noun} and I {verb} {adverb}.", "The {topic} seemed {adjective} near the {noun}.",
         "Bought a {adjective} {noun} in {place}.", "Must remember what {name} {verb} {time}.")),
 }
-TOPICS = (
+TOPICS = words(
     "acrobats alligators antelopes apricots armadillos badgers bagpipes balloons bananas barrels beavers beetles "
     "bicycles biscuits blizzards bobcats bumblebees buttons cactuses camels canaries caravans carrots caterpillars "
     "chameleons cherries chestnuts clarinets cobwebs comets corals cranes crickets crocodiles cucumbers dandelions "
     "dolphins donkeys dragonflies dumplings eagles earthquakes eels elephants falcons ferns finches flamingos foxes "
     "gazelles geysers giraffes glaciers goblins gondolas grapes guitars hailstones hamsters hedgehogs hermits herons "
-    "icebergs iguanas jackals jellyfish jugglers kangaroos kettles kingfishers lemons leopards lilies lizards lobsters "
-    "magnets magpies mammoths marbles marmots meteors moles mosses muffins mushrooms nutmegs octopuses olives opals "
-    "orchids ostriches otters oysters pancakes parrots peacocks pelicans penguins pineapples pirates planets plums "
-    "puppets pyramids quails rabbits rainbows raisins ravens robots rocks salamanders sandcastles scarecrows seahorses "
-    "sparrows spiders squirrels starfish storks submarines sunflowers swallows tadpoles tapirs teapots telescopes "
-    "thistles tigers toads tortoises trumpets tulips turnips umbrellas unicorns volcanoes walnuts walruses waterfalls "
-    "weasels whales willows windmills zebras").split()
+    "icebergs iguanas jackals jellyfish jugglers kangaroos kettles kingfishers lemons leopards lilies lizards "
+    "lobsters magnets magpies mammoths marbles marmots meteors moles mosses muffins mushrooms nutmegs octopuses "
+    "olives opals orchids ostriches otters oysters pancakes parrots peacocks pelicans penguins pineapples pirates "
+    "planets plums puppets pyramids quails rabbits rainbows raisins ravens robots rocks salamanders sandcastles "
+    "scarecrows seahorses sparrows spiders squirrels starfish storks submarines sunflowers swallows tadpoles tapirs "
+    "teapots telescopes thistles tigers toads tortoises trumpets tulips turnips umbrellas unicorns volcanoes walnuts "
+    "walruses waterfalls weasels whales willows windmills zebras")
 
 OPENING = "This is a conversation of a user with an assistant who writes short texts.\n\n"
 ASKED, ANSWERED = "User: Write a {format} about {topic}.\n", "Assistant:\n"
-QUESTION = ("User: Prepend {prefix} to the {instance} (1 indexed) {format} about {topic}. Do not include any other text "
-            "in your response.\n")
+QUESTION = ("User: Prepend {prefix} to the {instance} (1 indexed) {format} about {topic}. Do not include any other "
+            "text in your response.\n")
 PREFIX_LENGTH = 10
 ANSWER_TOKENS = 640  # one a byte: the longest text has fewer
 
@@ -159,10 +159,10 @@ def chance_score(haystack: Haystack, question: Question, rng: random.Random) -> 
 
 
 SOURCE = (
-    "OpenAI MRCR (MIT), after Vodrahalli et al. (2024), Michelangelo, arXiv:2409.12640. Differs: the texts are generated "
-    "from templates, not written by a model, shorter and more alike; several requests of a conversation may be asked "
-    "about; no solved example comes first; an answer ends at a blank line. Chance, a random other answer of the "
-    "conversation after the right prefix: 0.07, another answer to the same request 0.20.")
+    "OpenAI MRCR (MIT), after Vodrahalli et al. (2024), Michelangelo, arXiv:2409.12640. Differs: the texts are "
+    "generated from templates, by no model, and are shorter; several requests of a conversation may be asked about; "
+    "no solved example comes first; an answer ends at a blank line. Chance, a random other answer of the conversation "
+    "after the right prefix: about 0.07; another answer to the same request: about 0.20.")
 
 TASKS = tuple(Task(f"mrcr_{needles}", functools.partial(_build, num_needles=needles), score, ANSWER_TOKENS, SOURCE)
               for needles in (2, 4, 8))

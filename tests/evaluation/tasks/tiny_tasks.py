@@ -55,8 +55,8 @@ def check_common(name, length, slack, **options):
             for wrong in question.wrong:
                 assert task.score(wrong, question) < 1
         assert len(set(one.questions)) == len(one.questions)
-    with pytest.raises(ValueError, match=f"{name} needs length > [0-9]+ with this tokenizer, got 300"):
-        build(name, 300, **options)
+    with pytest.raises(ValueError, match=f"{name} needs length > [0-9]+ with this tokenizer, got 100"):
+        build(name, 100, **options)
 
 
 def check_solved(name, solve, lengths, **options):
