@@ -30,6 +30,7 @@ from subq_jax.attention.sliding_window import sliding_window_attention
 from subq_jax.axes import Activations, SegmentIds
 from subq_jax.checks import check_integer, check_share
 from subq_jax.model.indexer import INDEX_HEADS, TokenIndexer
+from subq_jax.model.logical_axes import named_param
 from subq_jax.model.rope import apply_rope
 from subq_jax.model.router import TiedRouter
 from subq_jax.model.short_conv import RunningMean, ShortConvolution
@@ -243,9 +244,8 @@ class GlobalTokenAttention(CausalAttention):
         super().__init__(*args, rngs=rngs, **options)
         self.window, self.block_size = window, block_size
         shape = (num_slots, self.num_kv_heads, self.head_dim)
-        self.slot_query = nnx.Param(
-            nnx.initializers.normal(1.0)(rngs.params(), shape, self.param_dtype),
-            out_sharding=(None, "heads", "head_dim"), eager_sharding=False)  # names of this package, not of a mesh
+        self.slot_query = named_param(
+            nnx.initializers.normal(1.0)(rngs.params(), shape, self.param_dtype), None, "heads", "head_dim")
         self.cached_slots = nnx.List([])  # keys and values of every block's summary
 
     def init_cache(self, input_shape, dtype=jnp.float32):
