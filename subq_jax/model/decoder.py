@@ -59,6 +59,10 @@ class Decoder(nnx.Module):
           phase: of training an arm in `WARM_UP`: `"dense"`, `"gated"` or `"sparse"`, see `SelectiveAttention`.
           distil: whether their routers keep a `DivergenceLoss` each, for `nnx.capture`.
           decode: whether the tokens continue the sequences in the cache.
+
+        Raises:
+          ValueError: for tokens that are no integers, an unknown phase, segment ids that do not fit, and `decode`
+            without a cache or beyond it.
         """
         x = constrain(self.embed(tokens), "batch", None, None)
 

@@ -75,7 +75,9 @@ class CausalAttention(nnx.MultiHeadAttention):
           **arguments: those of the subclass's `attend`.
 
         Raises:
-          ValueError: for anything that is not causal self-attention, and for `decode` without a cache or beyond it.
+          TypeError: for `segment_ids` that are no integers.
+          ValueError: for anything that is not causal self-attention, segment ids that do not fit, and `decode` without
+            a cache or beyond it.
         """
         if any(x is not None and x is not inputs_q for x in (inputs_k, inputs_v)):
             raise ValueError("inputs_k and inputs_v must be None or inputs_q: this is causal self-attention")
