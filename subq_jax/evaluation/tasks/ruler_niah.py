@@ -24,7 +24,7 @@ TEMPLATE = (
     "mentioned in the provided text?")
 ANSWER_PREFIX = " The special magic {type_needle_v} for {query} mentioned in the provided text are"
 SINGULAR = (("Some", "A"), ("are all", "is"), ("are", "is"))
-NEEDLE = "One of the special magic {type_needle_v} for {key} is: {value}."
+NEEDLE = ("One of the special magic {type_needle_v} for", " {key}", " is:", " {value}", ".")
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
 ANSWER_TOKENS = 128
 
@@ -62,14 +62,17 @@ class Kind:
         header, question = template.split("{context}\n")
         return header, question, prefix
 
+    def needle(self, key: str, value: str) -> tuple[str, ...]:
+        """The parts of the sentence that binds `value` to `key`; only two of them are new, so encoding is quick."""
+        return tuple(part.format(type_needle_v=self.values, key=key, value=value) for part in NEEDLE)
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A key, its values, and the sentences that bind them."""
+    """A key and its values."""
 
     key: str
     values: tuple[str, ...]
-    needles: tuple[str, ...]
 
 
 KINDS = {
@@ -95,7 +98,7 @@ def build(name: str, request: Request) -> Haystack:
             text, prefix = _question(kind, [entries[i] for i in group])
             yield Question(
                 text, prefix, tuple(value for i in group for value in entries[i].values),
-                evidence=tuple(spans[place] for i in group for place in places[i]),
+                evidence=tuple((spans[first][0], spans[last][1]) for i in group for first, last in places[i]),
                 wrong=tuple(value for i, entry in enumerate(entries) if i not in group for value in entry.values))
 
     return assemble(request, name, pieces, ask, encoder, ANSWER_TOKENS)
@@ -117,7 +120,7 @@ def _among_needles(name, kind, request, rng, encoder):
     for entry in _entries(kind, rng):
         if len(entries) < request.num_questions:
             longest = max(longest, encoder.count(*_question(kind, [entry])))
-        used += encoder.count(entry.needles[0] + "\n")
+        used += encoder.count(*kind.needle(entry.key, *entry.values), "\n")
         if used + longest > request.length:
             break
         entries.append(entry)
@@ -127,8 +130,10 @@ def _among_needles(name, kind, request, rng, encoder):
         raise ValueError(f"{name} needs at least 2 needles, more than length={request.length} holds: "
                          f"{used + longest} tokens are needed for {len(entries) + 1} with this tokenizer")
     order = rng.permutation(len(entries))
-    pieces = [header, *(entries[i].needles[0] + "\n" for i in order)]
-    places = [(place,) for place in (np.argsort(order) + 1).tolist()]
+    lines = ((*kind.needle(entries[i].key, *entries[i].values), "\n") for i in order)
+    pieces = [header, *itertools.chain.from_iterable(lines)]
+    size = len(NEEDLE) + 1
+    places = [((1 + size * line, size * (line + 1)),) for line in np.argsort(order).tolist()]
     return pieces, entries, places, [(i,) for i in range(min(request.num_questions, len(entries)))]
 
 
@@ -140,7 +145,7 @@ def _among_text(name, kind, request, rng, encoder):
     groups = shuffled[:request.num_questions]
     asked = max((_question(kind, [entries[i] for i in group]) for group in groups),
                 key=lambda texts: encoder.count(*texts))
-    needles = [needle for entry in entries for needle in entry.needles]
+    needles = ["".join(kind.needle(entry.key, value)) for entry in entries for value in entry.values]
     if kind.haystack == "noise":
         needles = [needle + "\n" for needle in needles]
         least = [NOISE] * len(needles)
@@ -153,9 +158,9 @@ def _among_text(name, kind, request, rng, encoder):
         sentences, start = [*sentences, "\n"], [first]
     order = rng.permutation(len(needles))
     pieces, places = spread(rng, sentences, [needles[i] for i in order])
-    place = dict(zip(order.tolist(), places, strict=True))
-    places = [tuple(1 + len(start) + place[i * kind.num_values + j] for j in range(kind.num_values))
-              for i in range(kind.num_keys)]
+    first = np.zeros(len(needles), int)
+    first[order] = 1 + len(start) + np.array(places)
+    places = [[(place, place) for place in row] for row in first.reshape(kind.num_keys, kind.num_values).tolist()]
     return [header, *start, *pieces], entries, places, groups
 
 
@@ -202,8 +207,7 @@ def _entries(kind: Kind, rng: np.random.Generator) -> Iterator[Entry]:
     keys = _word_keys(rng) if kind.keys == "words" else _uuids(rng)
     values = _numbers(rng) if kind.values == "numbers" else _uuids(rng)
     for key in keys:
-        own = tuple(itertools.islice(values, kind.num_values))
-        yield Entry(key, own, tuple(NEEDLE.format(type_needle_v=kind.values, key=key, value=value) for value in own))
+        yield Entry(key, tuple(itertools.islice(values, kind.num_values)))
 
 
 def _word_keys(rng):
