@@ -127,8 +127,8 @@ def _among_needles(name, kind, request, rng, encoder):
     else:
         raise ValueError(f"{name} has {len(entries)} keys, too few for length={request.length}")
     if len(entries) < 2:
-        raise ValueError(f"{name} needs at least 2 needles, more than length={request.length} holds: "
-                         f"{used + longest} tokens are needed for {len(entries) + 1} with this tokenizer")
+        raise ValueError(f"{name} needs at least 2 needles where length={request.length}: with this tokenizer "
+                         f"{len(entries) + 1} of them take {used + longest} tokens")
     order = rng.permutation(len(entries))
     lines = ((*kind.needle(entries[i].key, *entries[i].values), "\n") for i in order)
     pieces = [header, *itertools.chain.from_iterable(lines)]

@@ -10,7 +10,6 @@ import string
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.special import zeta
 
 from subq_jax.evaluation.tasks.haystack import Encoder, Haystack, Question, Request, Task, assemble, room_for_context
 from subq_jax.evaluation.tasks.scores import share_of_references
@@ -33,6 +32,7 @@ FREQUENT_QUESTION = ("\nQuestion: Do not provide any explanation. Please ignore 
 FREQUENT_PREFIX = " Answer: According to the coded text above, the three most frequently appeared words are:"
 FREQUENT_TOKENS = 50
 ALPHA = 2.0
+ZETA = np.pi**2 / 6  # of ALPHA
 CODED_LETTERS = 6
 TOKENS_PER_WORD = 50  # of the vocabulary
 DOTS = "..."
@@ -103,13 +103,13 @@ def build_frequent(request: Request) -> Haystack:
     if vocab_size <= NUM_FREQUENT:
         least = FREQUENT_TOKENS + TOKENS_PER_WORD * (NUM_FREQUENT + 1)
         raise ValueError(f"fwe needs length >= {least}, got {request.length}")
-    ranks = np.arange(1, min(vocab_size, int((2 * request.length / zeta(ALPHA)) ** (1 / ALPHA))) + 1)
+    ranks = np.arange(1, min(vocab_size, int((2 * request.length / ZETA) ** (1 / ALPHA))) + 1)
     vocabulary = _coded(rng, len(ranks))
     pieces = [" " + word for word in vocabulary]
     costs = np.array([encoder.count(piece) for piece in pieces])
 
     def counts(num_words):
-        return (num_words * (ranks**-ALPHA) / zeta(ALPHA)).astype(int)
+        return (num_words * (ranks**-ALPHA) / ZETA).astype(int)
 
     least = [pieces[i] for i in np.repeat(ranks - 1, counts(FEWEST_CODED))]
     room = room_for_context(request, "fwe", encoder, FREQUENT_TOKENS, FREQUENT_HEADER, FREQUENT_QUESTION,
