@@ -114,7 +114,11 @@ def spread(rng: np.random.Generator, fillers: list[str], needles: list[str]) -> 
 
 
 def _among_needles(name, kind, request, rng, encoder):
-    """As many needles as fit, in random order; the first drawn are asked about."""
+    """As many needles as fit, in random order; the first drawn are asked about.
+
+    Returns the pieces, the entries, the first and last piece of each needle of each entry, and the groups of entries
+    that share a question.
+    """
     header = kind.wording()[0]
     entries, longest, used = [], 0, encoder.count(header) + ANSWER_TOKENS
     for entry in _entries(kind, rng):
@@ -138,7 +142,7 @@ def _among_needles(name, kind, request, rng, encoder):
 
 
 def _among_text(name, kind, request, rng, encoder):
-    """Noise or natural text with the needles in it, each before another sentence."""
+    """Noise or natural text with the needles in it, each before another sentence; returns as `_among_needles`."""
     header = kind.wording()[0]
     entries = list(itertools.islice(_entries(kind, rng), kind.num_keys))
     shuffled = rng.permutation(kind.num_keys).reshape(-1, kind.num_queries).tolist()
@@ -150,18 +154,17 @@ def _among_text(name, kind, request, rng, encoder):
         needles = [needle + "\n" for needle in needles]
         least = [NOISE] * len(needles)
         room = room_for_context(request, name, encoder, ANSWER_TOKENS, header, *asked, *needles, *least)
-        sentences, start = least + [NOISE] * (room // encoder.count(NOISE)), []
+        start, sentences = [header], least + [NOISE] * (room // encoder.count(NOISE))
     else:
         needles = [" " + needle for needle in needles]
         room = room_for_context(request, name, encoder, ANSWER_TOKENS, header, *asked, *needles, "\n")
-        first, *sentences = natural_text(request, name, rng, encoder, room, len(needles))
-        sentences, start = [*sentences, "\n"], [first]
+        opening, *sentences = natural_text(request, name, rng, encoder, room, len(needles))
+        start, sentences = [header, opening], [*sentences, "\n"]
     order = rng.permutation(len(needles))
     pieces, places = spread(rng, sentences, [needles[i] for i in order])
-    first = np.zeros(len(needles), int)
-    first[order] = 1 + len(start) + np.array(places)
-    places = [[(place, place) for place in row] for row in first.reshape(kind.num_keys, kind.num_values).tolist()]
-    return [header, *start, *pieces], entries, places, groups
+    place_of = len(start) + np.array(places)[np.argsort(order)]
+    places = [[(place, place) for place in row] for row in place_of.reshape(kind.num_keys, kind.num_values).tolist()]
+    return [*start, *pieces], entries, places, groups
 
 
 def natural_text(request: Request, name: str, rng: np.random.Generator, encoder: Encoder, room: int,
