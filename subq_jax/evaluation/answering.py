@@ -27,7 +27,7 @@ def answer_questions(reader: Reader, tokenizer: Tokenizer, task: Task, haystack:
     rows = []
     for question, row in zip(haystack.questions, haystack.rows(), strict=True):
         prompt = np.concatenate([tokenizer.encode(question.text), tokenizer.encode(question.answer_prefix)])
-        said = reader.greedy(read, prompt, task.answer_tokens)
+        said = np.asarray(reader.greedy(read, prompt, task.answer_tokens))
         ends = np.flatnonzero(said == tokenizer.eos_id)
         answer = tokenizer.decode(said[: ends[0]] if len(ends) else said)
         del row["input"]  # the task, seed, length and index make it again

@@ -9,7 +9,8 @@ from subq_jax.evaluation.tasks.haystack import Haystack, Question, Request, Task
 
 __all__ = ["TASKS", "Haystack", "Question", "Request", "Task", "find_task"]
 
-FAMILIES = (mrcr, legal, licences, records, ruler_niah, ruler_tracing, ruler_words, ruler_qa)  # modules with a tuple TASKS
+# Modules with a tuple TASKS.
+FAMILIES = (ruler_niah, ruler_tracing, ruler_words, ruler_qa, mrcr, legal, licences, records)
 
 TASKS: dict[str, Task] = {task.name: task for family in FAMILIES for task in family.TASKS}
 
