@@ -4,11 +4,12 @@
 gives the same haystack. Each module holds one family and says where its tasks come from.
 """
 
+from subq_jax.evaluation.tasks import code
 from subq_jax.evaluation.tasks.haystack import Haystack, Question, Request, Task
 
 __all__ = ["TASKS", "Haystack", "Question", "Request", "Task", "find_task"]
 
-FAMILIES = ()  # modules with a tuple TASKS
+FAMILIES = (code,)  # modules with a tuple TASKS
 
 TASKS: dict[str, Task] = {task.name: task for family in FAMILIES for task in family.TASKS}
 
