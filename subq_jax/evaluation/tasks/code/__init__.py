@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from subq_jax.evaluation.tasks.code.bodies import BODY, passes_doctests
+from subq_jax.evaluation.tasks.code.completion import FAR, IDENTIFIER, NEXT_LINE, is_line, is_name
 from subq_jax.evaluation.tasks.code.context import Family
+from subq_jax.evaluation.tasks.code.edits import EDIT, share_of_sites
 from subq_jax.evaluation.tasks.code.repository import source_documents
 from subq_jax.evaluation.tasks.code.search import BY_CALL, BY_DESCRIPTION, is_found
 from subq_jax.evaluation.tasks.haystack import Haystack, Question, Request, Task
@@ -20,6 +23,7 @@ from subq_jax.evaluation.tasks.haystack import Haystack, Question, Request, Task
 __all__ = ["TASKS", "source_documents"]
 
 REPOQA = "RepoQA (Liu et al., 2024, arXiv:2406.06025)"
+COMPLETION = "CrossCodeEval (Ding et al., 2023, arXiv:2310.11248), RepoBench (Liu et al., 2023, arXiv:2306.03091)"
 
 
 def _variants(family: Family, score: Callable[[str, Question], float], source: str) -> Iterator[Task]:
@@ -44,4 +48,8 @@ def _builder(family: Family, name: str, renamed: bool, context: bool) -> Callabl
 TASKS = (
     *_variants(BY_DESCRIPTION, is_found, f"{REPOQA}; descriptions are docstrings, and comments count"),
     *_variants(BY_CALL, is_found, f"{REPOQA}; asks by a call in place of a description"),
+    *_variants(NEXT_LINE, is_line, f"{COMPLETION}; the definition stands in the first {1 - FAR:.0%} of the context"),
+    *_variants(IDENTIFIER, is_name, f"{COMPLETION}; the rest of the line is shown"),
+    *_variants(BODY, passes_doctests, "ours: a function's own doctests run with the body the model writes"),
+    *_variants(EDIT, share_of_sites, "ours: a new parameter and its argument in all calls"),
 )

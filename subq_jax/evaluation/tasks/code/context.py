@@ -24,12 +24,14 @@ class Draft:
       evidence: lines that must be in the context.
       cuts: lines that the context's copy lacks, and what stands in their place.
       left_out: files that must not be in the context.
+      check: whether the question can be asked; it may be slow, and is called only once everything else fits.
     """
 
     question: Question
     evidence: tuple[Lines, ...]
     cuts: tuple[tuple[Lines, str], ...] = ()
     left_out: frozenset[int] = frozenset()
+    check: Callable[[], bool] = lambda: True
 
     def clashes_with(self, other: "Draft") -> bool:
         """Whether one of the two takes away what the other needs."""
@@ -117,6 +119,8 @@ class Family:
                 continue
             used = encoder.count(*(text for file in files for text in _pieces(repository, together, file).values()))
             if used <= own_room * share:
+                if not draft.check():
+                    continue
                 chosen, room, prompt = together, own_room, own_prompt
                 if len(chosen) == request.num_questions:
                     break
@@ -130,10 +134,14 @@ class Family:
         raise ValueError(f"{self.name} needs length >= {smallest} with this tokenizer, got {request.length}")
 
 
+@functools.lru_cache(4)
 def repository_of(corpus: tuple[str, ...], renamed: bool) -> Repository:
     """The repository of a request: its corpus, or the standard library if that is empty."""
     documents = corpus or source_documents()
-    return read_repository(renamed_documents(documents).documents if renamed else documents)
+    if not renamed:
+        return read_repository(documents)
+    new = renamed_documents(documents)
+    return dataclasses.replace(read_repository(new.documents), restore=new.restore)
 
 
 def _overlap(a: Lines, b: Lines) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from subq_jax.evaluation.tasks.code.repository import read_repository
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
-_TEXT = {tokenize.STRING, tokenize.COMMENT, tokenize.FSTRING_MIDDLE}
+_TEXT = {tokenize.STRING, tokenize.COMMENT}
 _BUILTIN_TYPES = (bytearray, bytes, complex, dict, float, frozenset, int, list, memoryview, object, set, str, tuple)
 _KEPT = {*dir(builtins), *keyword.kwlist, *keyword.softkwlist, *(name for kind in _BUILTIN_TYPES for name in dir(kind))}
 
@@ -84,8 +84,11 @@ def _rename(document: str, new_names: dict[str, str]) -> str:
         row, column = end_row, end_column
         return between
 
+    before = ""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.NAME and token.string in new_names:
+        conversion = before == "!"  # of an f-string, such as !r
+        before = token.string
+        if token.type == tokenize.NAME and token.string in new_names and not conversion:
             renamed += [copy_to(*token.start), new_names[token.string]]
             row, column = token.end
         elif token.type in _TEXT:

@@ -6,7 +6,7 @@ import functools
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from subq_jax.data.source_folder import read_document, scan
 
@@ -90,14 +90,16 @@ class Repository:
     Attributes:
       files: in the order of the documents.
       uses: of what is defined at top level, wherever the imports say what a name stands for.
-      mentions: how often each identifier stands in expressions, resolved or not.
+      mentions: how often each identifier stands in expressions and as a parameter, resolved or not.
       num_skipped: documents that do not parse.
+      restore: gives a text the names that stood in it before the repository's were changed.
     """
 
     files: tuple[SourceFile, ...]
     uses: tuple[Use, ...]
     mentions: Counter[str]
     num_skipped: int
+    restore: Callable[[str], str] = str
 
     def text(self, lines: Lines) -> str:
         return "".join(self.files[lines.file].lines[lines.first:lines.last])
@@ -185,8 +187,11 @@ class _ParsedFile:
         self.top = {found.name: found for found in definitions if found.scope == "module"}
         self.imports = self._imports(nodes)
         self.mentions = Counter(
-            node.id if isinstance(node, ast.Name) else node.attr
-            for node in nodes if isinstance(node, ast.Name | ast.Attribute))
+            getattr(node, {ast.Name: "id", ast.Attribute: "attr", ast.arg: "arg"}[type(node)])
+            for node in nodes if isinstance(node, ast.Name | ast.Attribute | ast.arg))
+        self.bound = {
+            node.arg if isinstance(node, ast.arg) else node.id for node in nodes
+            if isinstance(node, ast.arg) or isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
         self.statements = {
             node.lineno - 1 for node in nodes
             if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Expr | ast.Return)
@@ -230,14 +235,16 @@ class _ParsedFile:
         return found
 
     def _mentions(self, nodes: list[ast.AST]) -> Iterator[_Mention]:
+        """Names and attributes of names that this file imports or defines and never binds to anything else."""
         calls = {id(node.func): node for node in nodes if isinstance(node, ast.Call)}
+        known = self.imports.keys() - self.bound
         for node in nodes:
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            if isinstance(node, ast.Name) and node.id not in self.bound:
                 module, name = self.imports.get(node.id, (self.module, node.id))
                 if name and (module != self.module or name in self.top):
                     yield _Mention(module, name, node.lineno - 1, node.col_offset, calls.get(id(node)))
             elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and (
-                    node.value.id in self.imports and node.lineno == node.end_lineno):
+                    node.value.id in known and node.lineno == node.end_lineno):
                 module = ".".join(filter(None, self.imports[node.value.id]))
                 column = node.end_col_offset - len(node.attr)
                 yield _Mention(module, node.attr, node.lineno - 1, column, calls.get(id(node)))
