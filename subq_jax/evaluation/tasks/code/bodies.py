@@ -8,13 +8,13 @@ import dataclasses
 import difflib
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from subq_jax.evaluation.tasks.code.context import Draft, Family
 from subq_jax.evaluation.tasks.code.execution import Doctests
-from subq_jax.evaluation.tasks.code.repository import Definition, Repository, module_name
+from subq_jax.evaluation.tasks.code.repository import NOT_RENAMED, Definition, Renaming, Repository, module_name
 from subq_jax.evaluation.tasks.code.search import end_of_block, similarity
 from subq_jax.evaluation.tasks.haystack import Encoder, Question
 
@@ -36,13 +36,13 @@ class BodyQuestion(Question):
     Attributes:
       doctests: of the function.
       before, after: the file's text around the body, with the original names.
-      restore: gives an answer the original names.
+      renaming: of the context.
     """
 
     doctests: Doctests = dataclasses.field(default=None, repr=False)
     before: str = dataclasses.field(default="", repr=False)
     after: str = dataclasses.field(default="", repr=False)
-    restore: Callable[[str], str] = dataclasses.field(default=str, repr=False)
+    renaming: Renaming = dataclasses.field(default=NOT_RENAMED, repr=False)
 
     def body_in(self, answer: str) -> str:
         """The lines of the answer up to the first that is indented no more than the signature."""
@@ -54,7 +54,7 @@ class BodyQuestion(Question):
 
 def passes_doctests(answer: str, question: BodyQuestion) -> float:
     """1 if the function's doctests pass with the answer as its body; it runs in a process with limits."""
-    body = question.restore(question.body_in(answer))
+    body = question.renaming.restore_answer(question.body_in(answer))
     return float(question.doctests.pass_with(question.before + body + question.after))
 
 
@@ -102,12 +102,12 @@ def _question(repository: Repository, function: Definition, text: str, signature
     file = repository.files[function.lines.file]
     others = {repository.text(other.body) for other in file.definitions if other.is_function} - {body}
     wrong = sorted(others, key=lambda other: (-similarity(other, body), other))[:WRONG]
-    doctests = Doctests(file.path, module_name(file.path), repository.restore(function.docstring),
+    doctests = Doctests(file.path, module_name(file.path), repository.renaming.restore(function.docstring),
                         _importable(repository, function.lines.file))
-    before = repository.restore("".join(file.lines[:function.body.first]))
-    after = repository.restore("".join(file.lines[function.body.last:]))
+    before = repository.renaming.restore("".join(file.lines[:function.body.first]))
+    after = repository.renaming.restore("".join(file.lines[function.body.last:]))
     return BodyQuestion(text, signature, (body,), wrong=tuple(wrong), doctests=doctests, before=before, after=after,
-                        restore=repository.restore)
+                        renaming=repository.renaming)
 
 
 def _indent(body: str) -> str:
@@ -134,7 +134,7 @@ def _importable(repository: Repository, file: int) -> dict[str, str]:
         for name, other in zip(packages_of, repository.files, strict=True):
             if name == package:
                 wanted += other.imported_packages
-    return {other.path: repository.restore("".join(other.lines))
+    return {other.path: repository.renaming.restore("".join(other.lines))
             for name, other in zip(packages_of, repository.files, strict=True) if name in found}
 
 

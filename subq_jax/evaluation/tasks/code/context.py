@@ -65,7 +65,7 @@ class Family:
 
         Raises:
           ValueError: when the repository has nothing to ask about, no question fits the length, or the files fill less
-            than FILLED of it.
+            than FILLED of the room for the context.
         """
         repository = repository_of(request.corpus, renamed)
         rng = request.rng(self.name)
@@ -87,9 +87,9 @@ class Family:
         missing = math.ceil(FILLED * room) - sum(sizes.values())
         if missing > 0:
             raise ValueError(
-                f"{self.name} needs a repository whose whole files fill {FILLED:.0%} of length={request.length}: "
-                f"{missing} tokens are missing in {len(repository.files)} files that parse, "
-                f"{repository.num_skipped} that do not")
+                f"{self.name} needs a repository whose whole files fill {FILLED:.0%} of the {room} tokens for the "
+                f"context at length={request.length}: {missing} are missing ({len(repository.files)} files parse, "
+                f"{repository.num_skipped} do not)")
         files = _order(sizes, sorted(needed), (1 - self.far) * sum(sizes.values()), rng)
         placed = [(file, first, text) for file in files for first, text in pieces_of(file).items()]
 
@@ -141,7 +141,7 @@ def repository_of(corpus: tuple[str, ...], renamed: bool) -> Repository:
     if not renamed:
         return read_repository(documents)
     new = renamed_documents(documents)
-    return dataclasses.replace(read_repository(new.documents), restore=new.restore)
+    return dataclasses.replace(read_repository(new.documents), renaming=new.renaming)
 
 
 def _overlap(a: Lines, b: Lines) -> bool:

@@ -26,7 +26,7 @@ for limit, value in ((resource.RLIMIT_CPU, job["cpu_seconds"]), (resource.RLIMIT
                      (resource.RLIMIT_FSIZE, job["file_bytes"]), (resource.RLIMIT_CORE, 0)):
     resource.setrlimit(limit, (value, value))
 report = os.fdopen(os.dup(1), "w")
-sys.stdout = open(os.devnull, "w")
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 sys.path.append(job["folder"])
 module = types.ModuleType(job["module"])
 module.__package__ = job["package"]

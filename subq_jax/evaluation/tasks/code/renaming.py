@@ -10,7 +10,7 @@ import tokenize
 
 import numpy as np
 
-from subq_jax.evaluation.tasks.code.repository import read_repository
+from subq_jax.evaluation.tasks.code.repository import Renaming, read_repository, reads_as_code
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _TEXT = {tokenize.STRING, tokenize.COMMENT}
@@ -20,14 +20,10 @@ _KEPT = {*dir(builtins), *keyword.kwlist, *keyword.softkwlist, *(name for kind i
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Renamed:
-    """The documents with new names, line for line, and `original[new name]`."""
+    """The documents with new names, line for line."""
 
     documents: tuple[str, ...]
-    original: dict[str, str]
-
-    def restore(self, text: str) -> str:
-        """The text with the original names; the new ones are no words, so all that occur are meant."""
-        return _WORD.sub(lambda word: self.original.get(word[0], word[0]), text)
+    renaming: Renaming
 
 
 @functools.lru_cache(2)
@@ -56,7 +52,7 @@ def renamed_documents(documents: tuple[str, ...]) -> Renamed:
     renamed = tuple(
         _rename(document, new_names) if document[2:document.index("\n")] in paths else document
         for document in documents)
-    return Renamed(renamed, {new: old for old, new in new_names.items()})
+    return Renamed(renamed, Renaming({new: old for old, new in new_names.items()}))
 
 
 def _new_name(name: str, is_function: bool, rng: np.random.Generator, taken: set[str]) -> str:
@@ -106,8 +102,7 @@ def _rename_text(text: str, new_names: dict[str, str]) -> str:
             return name
         before, after = text[max(word.start() - 1, 0):word.start()], text[word.end():word.end() + 1]
         line = text[text.rfind("\n", 0, word.start()) + 1:word.start()].lstrip()
-        code = not (name.islower() and name.isalpha()) and not (name[0].isupper() and name[1:].islower())
         beside = before in ("`", "'", '"') and after == before or before == "." or after == "("
-        return new_names[name] if code or beside or line.startswith((">>>", "...")) else name
+        return new_names[name] if reads_as_code(name) or beside or line.startswith((">>>", "...")) else name
 
     return _WORD.sub(rename, text)

@@ -6,11 +6,12 @@ import functools
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from subq_jax.data.source_folder import read_document, scan
 
 _HEADER = re.compile(r"# (\S.*\.py)\n")
+_WORD = re.compile(r"[^\W\d]\w*")
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -84,6 +85,33 @@ class SourceFile:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Renaming:
+    """`original[new name]` of the functions and classes that were given new names."""
+
+    original: dict[str, str]
+
+    def restore(self, text: str) -> str:
+        """The text with the original names; the new ones are no words, so all that occur are meant."""
+        return _WORD.sub(lambda word: self.original.get(word[0], word[0]), text)
+
+    def restore_answer(self, answer: str) -> str:
+        """The same for what a model wrote; original names that read as code become names that are nowhere defined.
+
+        They do not occur in the repository, so a model that writes them remembers.
+        """
+        remembered = {name for name in self.original.values() if reads_as_code(name)}
+        return self.restore(_WORD.sub(lambda word: word[0] + "_unknown" * (word[0] in remembered), answer))
+
+
+NOT_RENAMED = Renaming({})
+
+
+def reads_as_code(name: str) -> bool:
+    """Whether a name has an underscore, a digit or an inner capital, so that it is no word of a text."""
+    return not (name.islower() and name.isalpha()) and not (name[0].isupper() and name[1:].islower())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Repository:
     """Files that parse, with the uses of their definitions.
 
@@ -92,14 +120,14 @@ class Repository:
       uses: of what is defined at top level, wherever the imports say what a name stands for.
       mentions: how often each identifier stands in expressions and as a parameter, resolved or not.
       num_skipped: documents that do not parse.
-      restore: gives a text the names that stood in it before the repository's were changed.
+      renaming: how the names were changed before.
     """
 
     files: tuple[SourceFile, ...]
     uses: tuple[Use, ...]
     mentions: Counter[str]
     num_skipped: int
-    restore: Callable[[str], str] = str
+    renaming: Renaming = NOT_RENAMED
 
     def text(self, lines: Lines) -> str:
         return "".join(self.files[lines.file].lines[lines.first:lines.last])
