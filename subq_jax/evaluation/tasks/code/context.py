@@ -12,6 +12,7 @@ from subq_jax.evaluation.tasks.code.repository import Lines, Repository, read_re
 from subq_jax.evaluation.tasks.haystack import Encoder, Haystack, Question, Request, Span, assemble
 
 FILLED = 0.8  # of the room, at least
+PATIENCE = 100  # drafts that do not fit beside those chosen before the search for more ends
 CHARACTERS_A_TOKEN = 8  # more than any file of code has: such files are not encoded to see that they are too long
 
 
@@ -106,7 +107,11 @@ class Family:
         """The first drafts that fit together, and the tokens there are for the context."""
         chosen, room, prompt = [], 0, 0
         smallest = math.inf
+        misses = 0
         for draft in self.draft(repository, rng, encoder):
+            misses += bool(chosen)
+            if misses > PATIENCE:
+                break
             if any(draft.clashes_with(other) for other in chosen):
                 continue
             own_prompt = max(prompt, encoder.count(draft.question.text, draft.question.answer_prefix))
@@ -115,13 +120,13 @@ class Family:
             together = [*chosen, draft]
             files = sorted({evidence.file for other in together for evidence in other.evidence})
             characters = sum(repository.files[file].num_characters for file in files)
-            if characters > CHARACTERS_A_TOKEN * max(own_room, smallest):
+            if characters > CHARACTERS_A_TOKEN * (own_room if chosen else max(own_room, smallest)):
                 continue
             used = encoder.count(*(text for file in files for text in _pieces(repository, together, file).values()))
             if used <= own_room * share:
                 if not draft.check():
                     continue
-                chosen, room, prompt = together, own_room, own_prompt
+                chosen, room, prompt, misses = together, own_room, own_prompt, 0
                 if len(chosen) == request.num_questions:
                     break
             elif not chosen:

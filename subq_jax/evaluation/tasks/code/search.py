@@ -83,11 +83,11 @@ def end_of_block(lines: list[str], start: int, indent: int) -> int:
     return len(lines)
 
 
-def without_docstring(definition: Definition, repository: Repository) -> str:
-    """A definition's text, not indented, without its docstring."""
+def _without_docstring(definition: Definition, repository: Repository) -> str:
+    """A definition's text, as it is indented, without its docstring."""
     lines, docstring = definition.lines, definition.docstring_lines
     kept = [dataclasses.replace(lines, last=docstring.first), dataclasses.replace(lines, first=docstring.last)]
-    return textwrap.dedent("".join(map(repository.text, kept)))
+    return "".join(map(repository.text, kept))
 
 
 def _ngrams(words: list[str], order: int) -> Counter:
@@ -98,7 +98,7 @@ def _by_description(repository: Repository, rng: np.random.Generator, encoder: E
     functions = _described(repository)
     for number in rng.permutation(len(functions)).tolist():
         function = functions[number]
-        text = without_docstring(function, repository)
+        text = textwrap.dedent(_without_docstring(function, repository))
         description = textwrap.indent(function.docstring, "    ")
         if encoder.count(text) <= ANSWER_TOKENS and encoder.count(description) <= DESCRIPTION_TOKENS:
             question = Question(_DESCRIBED.format(description=description), _PREFIX, (text,))
@@ -110,14 +110,14 @@ def _described(repository: Repository) -> list[Definition]:
     """Functions whose docstring is unlike all others, does not name them, and whose text stands once."""
     functions = [function for function in repository.definitions() if function.is_function]
     docstrings = Counter(function.docstring for function in functions)
-    texts = Counter(" ".join(without_docstring(function, repository).split()) for function in functions)
+    texts = Counter(" ".join(_without_docstring(function, repository).split()) for function in functions)
     return [
         function for function in functions
         if function.scope != "function" and docstrings[function.docstring] == 1
         and len(function.docstring.split()) >= SHORTEST_DESCRIPTION
         and not re.search(rf"\b{re.escape(function.name)}\b", function.docstring)
-        and texts[" ".join(without_docstring(function, repository).split())] == 1
-        and len(without_docstring(function, repository).split()) >= SHORTEST_FUNCTION]
+        and texts[" ".join(_without_docstring(function, repository).split())] == 1
+        and len(_without_docstring(function, repository).split()) >= SHORTEST_FUNCTION]
 
 
 def _by_call(repository: Repository, rng: np.random.Generator, encoder: Encoder) -> Iterator[Draft]:
@@ -150,24 +150,20 @@ def _with_confusables(question: Question, repository: Repository, files: list[in
     its length differs by less than the penalty of brevity allows. So the two functions share words for at least
     `2 PASS - 1` of the answer, which is at least `1 / (1 - ln PASS)` of the reference.
     """
-    (reference,) = question.outputs
-    words = Counter(reference.split())
-    size = words.total()
+    reference = question.outputs[0].split()
+    words, size = Counter(reference), len(reference)
     spread = (1 - math.log(PASS)) / PASS
+    least = (2 * PASS - 1) / (1 - math.log(PASS)) * size
     wrong = []
     for file in files:
         for function in repository.files[file].definitions:
-            if not function.is_function:
-                continue
             # With the docstring or without: whatever is near counts.
-            texts = {without_docstring(function, repository), textwrap.dedent(repository.text(function.lines))}
-            if reference in texts:
-                continue
-            for text in texts:
-                other = text.split()
-                shared = (words & Counter(other)).total() if size / spread <= len(other) <= size * spread else 0
-                if shared >= (2 * PASS - 1) / (1 - math.log(PASS)) * size:
-                    wrong.append(text)
+            texts = {_without_docstring(function, repository), repository.text(function.lines)}
+            others = {text: text.split() for text in texts if function.is_function}
+            if reference not in others.values():
+                wrong += [textwrap.dedent(text) for text, other in others.items()
+                          if size / spread <= len(other) <= size * spread
+                          and (words & Counter(other)).total() >= least]
     return dataclasses.replace(question, wrong=tuple(sorted(wrong)))
 
 
