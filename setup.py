@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 JAX = "jax>=0.11.2,<0.13"
+EVALUATE = ["bm25s>=0.3.16"]  # retrieval, for the work-arounds that long context is compared with
 
 setup(
     name="subq_jax",
@@ -35,6 +36,7 @@ setup(
     extras_require={
         "gpu": ["jax[cuda13]>=0.11.2,<0.13"],
         "tpu": ["jax[tpu]>=0.11.2,<0.13"],
-        "dev": ["pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.17"],
+        "evaluate": EVALUATE,
+        "dev": [*EVALUATE, "pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.17"],
     },
 )

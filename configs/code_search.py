@@ -32,7 +32,7 @@ VARIANTS = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The search's base arms, or with `arg="smoke"` one of a minute that only shows that everything fits together."""
+    """The full search, or with `arg="smoke"` one of a minute that only shows that everything fits together."""
     config = search_run(arg)
     config.data.task = "text"
     config.data.seq_len = 4096

@@ -1,4 +1,4 @@
-"""How every program here starts: `run(main)` in place of `absl.app.run(main)`."""
+"""How the programs start that a user gives a config or a run: `run(main)` in place of `absl.app.run(main)`."""
 
 from absl import app, flags
 

@@ -2,22 +2,18 @@
 
 Trains every cell of the grid task x mechanism x budget x learning rate x seed that `config.sweep` describes, scores and
 times it at each evaluation length, and writes `results.jsonl`, a self-contained `report.html` and its `plots` into the
-workdir.
-Started again with the same command it skips finished cells, resumes the one that was cut off and tries failed ones
-anew. A cell that fails is reported and the rest goes on; the exit status then is 1.
+workdir. Started again with the same command it skips finished cells, resumes the one that was cut off and tries failed
+ones anew. A cell that fails is reported and the rest goes on; the exit status then is 1.
 """
 
-import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import queue
 import re
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,18 +24,14 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments import sweep_cell
 from experiments.program import run
-from experiments.sweep_cell import Cell
-from subq_jax.checks import check_integer
+from experiments.sweep_grid import Cell, grid
+from experiments.sweep_workers import make_workers
 from subq_jax.data import data_info
-from subq_jax.data.config import RECALL_TASKS
-from subq_jax.data.recall import check_eval_length
 from subq_jax.files import write_rows, write_text
 from subq_jax.reporting.html import write_plots, write_report
 from subq_jax.reporting.results import Row, at_best_rate
 from subq_jax.reporting.verdict import verdict
-from subq_jax.training import check_config
 from subq_jax.training.workdir import claim_workdir, only_process_in
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file with a `sweep` section.")
@@ -51,67 +43,6 @@ _PARALLEL = flags.DEFINE_integer(
 _GPUS = flags.DEFINE_integer(
     "gpus", 0, "GPUs that the worker processes share out among them, each with its part of one's memory; 0 leaves it "
     "to JAX, where every process takes all GPUs and most of their memory.", lower_bound=0)
-
-_SWEEP_FIELDS = ("tasks", "mechanisms", "budgets", "learning_rates", "seeds", "eval_lengths", "eval_batches",
-                 "eval_batch_size", "timing_repeats")
-
-
-def grid(config: ConfigDict) -> list[Cell]:
-    """The cells of `config`, seeds innermost; a task's overrides are merged into the base config.
-
-    Every arm is run at each of `sweep.learning_rates`, or with none given at the config's own. With
-    `sweep.timing_repeats=0` forward passes are not timed: cells side by side on one accelerator slow each other down.
-
-    Raises:
-      ValueError: for missing or unknown fields of `config.sweep`, and for everything wrong in a cell's config.
-    """
-    sweep = config.sweep
-    if set(sweep) != set(_SWEEP_FIELDS):
-        raise ValueError(f"config.sweep must have exactly the fields {_SWEEP_FIELDS}, got {tuple(sweep)}")
-    for name in ("tasks", "mechanisms", "budgets", "seeds", "eval_lengths"):
-        if not sweep[name]:
-            raise ValueError(f"sweep.{name} must not be empty")
-    for name in ("tasks", "mechanisms", "budgets", "learning_rates", "seeds", "eval_lengths"):
-        if len(set(sweep[name])) < len(sweep[name]):
-            raise ValueError(f"sweep.{name} must not repeat itself, got {sweep[name]}")
-    for name, floor in (("eval_batches", 1), ("eval_batch_size", 1), ("timing_repeats", 0)):
-        check_integer(f"sweep.{name}", sweep[name], floor)
-    for rate in sweep.learning_rates:
-        if type(rate) not in (int, float):
-            raise ValueError(f"sweep.learning_rates must be numbers, got {rate!r}")
-    for length in sweep.eval_lengths:
-        check_integer("sweep.eval_lengths", length)
-    evaluation = {"lengths": list(sweep.eval_lengths), "num_batches": sweep.eval_batches,
-                  "batch_size": sweep.eval_batch_size, "timing_repeats": sweep.timing_repeats}
-    cells = []
-    for task, overrides in sweep.tasks.items():
-        for mechanism in sweep.mechanisms:
-            for budget in (None,) if mechanism == "dense" else tuple(sweep.budgets):
-                for rate in tuple(sweep.learning_rates) or (None,):
-                    for seed in sweep.seeds:
-                        cells.append(_cell(config, task, overrides, mechanism, budget, rate, seed, evaluation))
-    return cells
-
-
-def _cell(config, task, overrides, mechanism, budget, rate, seed, evaluation) -> Cell:
-    name = "-".join([task, mechanism, *([] if budget is None else [str(budget)]),
-                     *([] if rate is None else [f"lr{rate:g}"]), f"seed{seed}"])
-    own = ConfigDict({field: value for field, value in config.to_dict().items() if field != "sweep"})
-    own.update(overrides.to_dict())
-    own.seed = seed
-    own.model.mechanism = mechanism
-    if budget is not None:
-        own.model.budget = budget
-    if rate is not None:
-        own.optimizer.learning_rate = rate
-    try:
-        run = check_config(own)
-        if run.data.task in RECALL_TASKS:
-            for length in evaluation["lengths"]:
-                check_eval_length(run.data, length)
-    except ValueError as error:
-        raise ValueError(f"cell {name}: {error}") from error
-    return Cell(name, task, mechanism, budget, seed, own.to_dict(), evaluation)
 
 
 def prepare(cells: list[Cell], workdir: Path) -> None:
@@ -174,82 +105,6 @@ def collect(workdir: Path) -> list[Row]:
     """The rows of every cell in the workdir that has an answer, whichever command ran it."""
     results = sorted((workdir / "cells").glob("*/result.json"))
     return [row for path in results for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
-
-
-@contextlib.contextmanager
-def make_workers(count: int, workdir: Path, gpus: int = 0) -> Iterator[list[Callable[[Path], None]]]:
-    """Yields `count` functions that run the cell in a folder: this process for one without `gpus`, else processes."""
-    cache = str(workdir / "compilation_cache")
-    if count == 1 and not gpus:
-        sweep_cell.set_compilation_cache(cache)
-        try:
-            yield [_run_here]
-        finally:
-            sweep_cell.set_compilation_cache("")
-        return
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    workers = [_Worker(workdir, index, cores[index::count], cache, gpu_share(index, count, gpus))
-               for index in range(count)]
-    try:
-        yield workers
-    finally:
-        for worker in workers:
-            worker.stop()
-
-
-def gpu_share(index: int, count: int, gpus: int) -> dict[str, str]:
-    """The environment of worker `index` of `count` that has one of `gpus` GPUs; what the user set wins.
-
-    Raises:
-      ValueError: when CUDA_VISIBLE_DEVICES shows fewer GPUs.
-    """
-    if not gpus:
-        return {}
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = shown.split(",") if shown else [str(gpu) for gpu in range(gpus)]
-    if len(names) < gpus:
-        raise ValueError(f"--gpus={gpus} is more than CUDA_VISIBLE_DEVICES={shown} shows")
-    together = -(-count // gpus)  # workers of the fullest GPU
-    memory = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.88 / together:.3f}")
-    return {"CUDA_VISIBLE_DEVICES": names[index % gpus], "XLA_PYTHON_CLIENT_MEM_FRACTION": memory}
-
-
-def _run_here(folder: Path) -> None:
-    sweep_cell.run_cell(folder)
-    jax.clear_caches()  # cells share nothing in memory; what they compiled would pile up
-
-
-class _Worker:
-    """A `sweep_cell` process that outlives its cells, because importing and starting costs seconds."""
-
-    def __init__(self, workdir: Path, index: int, cores: list[int], cache: str, environment: dict[str, str]):
-        self._log = workdir / f"worker-{index}.log"
-        self._command = [sys.executable, "-m", "experiments.sweep_cell", f"--compilation_cache={cache}",
-                         f"--cores={','.join(map(str, cores))}"]
-        self._environment = os.environ | environment
-        self._process = None
-
-    def __call__(self, folder: Path) -> None:
-        if self._process is None:
-            with self._log.open("a") as log:
-                self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                                 stderr=log, text=True, cwd=Path(__file__).parents[1],
-                                                 env=self._environment)
-        with contextlib.suppress(BrokenPipeError):  # the worker died between cells; the exit status below tells
-            self._process.stdin.write(f"{folder}\n")
-            self._process.stdin.flush()
-        if any(line.strip() == sweep_cell.DONE for line in self._process.stdout):
-            return
-        status, self._process = self._process.wait(), None
-        cell = Cell(**json.loads((folder / "request.json").read_text(encoding="utf-8")))
-        message = f"the worker process ended with status {status}; its messages are in {self._log.name}"
-        sweep_cell.write_result(cell, folder, [sweep_cell.failed_row(cell, folder, message)])
-
-    def stop(self) -> None:
-        """Ends the process; a cell under way resumes from its last checkpoint."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
 
 
 def _folder(workdir: Path, cell: Cell) -> Path:

@@ -9,7 +9,6 @@ As a program it is a worker of `experiments.sweep`: it reads cell folders from s
 with `DONE`, and ends as soon as its input does, so that no worker outlives the sweep.
 """
 
-import dataclasses
 import json
 import os
 import queue
@@ -18,7 +17,6 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +25,7 @@ from absl import logging as absl_logging
 from flax import nnx
 from ml_collections import ConfigDict
 
+from experiments.sweep_grid import Cell
 from experiments.timing import compiled_cost
 from subq_jax.evaluation import evaluate, held_out_routing
 from subq_jax.files import write_text
@@ -38,28 +37,6 @@ _CORES = flags.DEFINE_list("cores", [], "CPU cores this process may use; empty f
 _CACHE = flags.DEFINE_string("compilation_cache", "", "Folder in which compiled programs are kept; empty for none.")
 
 DONE = "cell done"
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """A place in the grid. `config` is a complete training config; `evaluation` holds lengths, batches and sizes."""
-
-    name: str
-    task: str
-    mechanism: str
-    budget: int | None
-    seed: int
-    config: dict[str, Any]
-    evaluation: dict[str, Any]
-
-    def request(self) -> dict[str, Any]:
-        """The cell as it reads back from JSON, where tuples are lists."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
-    def place(self) -> Row:
-        """What every row of the cell says about where it belongs."""
-        return {"cell": self.name, "task": self.task, "mechanism": self.mechanism, "budget": self.budget,
-                "seed": self.seed, "learning_rate": self.config["optimizer"]["learning_rate"]}
 
 
 def run_cell(folder: Path) -> None:

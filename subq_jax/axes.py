@@ -9,6 +9,8 @@ Every public signature and docstring of this package uses these letters:
     K   key/value heads              D   model width
     G   query heads per KV head (N = K * G; query head n belongs to KV head n // G)
     H   head dimension               NB  blocks of the keys, ceil(S / c)
+    I   index heads of the indexer   n   slots of the global tokens
+    d   channels of a sketch
 
 Inside kernels also:
 

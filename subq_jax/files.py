@@ -58,7 +58,12 @@ def write_rows(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -> None:
 
 def append_row(file: TextIO, row: dict[str, Any]) -> None:
     """Appends a row to an open file; it survives the process from here on, and a power cut from the next `sync`."""
-    file.write(_line(row))
+    append_rows(file, [row])
+
+
+def append_rows(file: TextIO, rows: Iterable[dict[str, Any]]) -> None:
+    """`append_row` of rows that belong together: one write, so that a process killed elsewhere leaves all or none."""
+    file.write("".join(_line(row) for row in rows))
     file.flush()
 
 

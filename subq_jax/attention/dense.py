@@ -60,4 +60,3 @@ def dense_attention(
         rows = jax.tree.map(lambda x, a=start, b=stop: x[:, a:b], (q, place))
         outs.append(whole_attention(*rows, k[:, :seen], v[:, :seen]))
     return jnp.concatenate(outs, axis=1)
-

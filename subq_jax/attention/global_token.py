@@ -122,7 +122,7 @@ def _blocks(k, v, present, segment_ids, size: int) -> _Blocks:
 
 def _summarise(blocks: _Blocks, slot_query, slots: Slots | None, start, count: int | None) -> Slots:
     """`slots`, with `count` summaries from block `start` on computed anew; all of them where `slots` is None."""
-    batch, kv_heads, total, size, head_dim = blocks.key.shape
+    batch, kv_heads, total, _, head_dim = blocks.key.shape
     num_slots = slot_query.shape[0]
     if slots is None:
         empty = jnp.zeros((batch, total, kv_heads, head_dim), blocks.key.dtype)

@@ -49,4 +49,3 @@ def sliding_window_attention(
     q, k, v = clear_padding_rows(q, place), clear_absent_keys(k, present), clear_absent_keys(v, present)
     out = banded_attention(window - 1, fold_queries(q, kv_heads), fold_keys(k), fold_keys(v), lower, position)
     return unfold_queries(out, batch)
-

@@ -2,6 +2,6 @@
 
 from subq_jax.evaluation.held_out import evaluate
 from subq_jax.evaluation.routing import held_out_routing, routing_statistics
-from subq_jax.evaluation.tree_search import tree_statistics
+from subq_jax.evaluation.search import SketchSearch, TreeSearch, search_statistics
 
-__all__ = ["evaluate", "held_out_routing", "routing_statistics", "tree_statistics"]
+__all__ = ["SketchSearch", "TreeSearch", "evaluate", "held_out_routing", "routing_statistics", "search_statistics"]

@@ -66,15 +66,16 @@ class DecoderConfig:
             if field.type is int:
                 check_integer(f"model.{field.name}", value, 0 if field.name == "sink_blocks" else 1)
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads must be a multiple of num_kv_heads={self.num_kv_heads}, got {self.num_heads}")
+            raise ValueError(f"model.num_heads must be a multiple of num_kv_heads={self.num_kv_heads}, "
+                             f"got {self.num_heads}")
         if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even (RoPE rotates pairs), got {self.head_dim}")
+            raise ValueError(f"model.head_dim must be even (RoPE rotates pairs), got {self.head_dim}")
         check_share("model.router_share", self.router_share)
         if self.rope_base <= 0:
-            raise ValueError(f"rope_base must be > 0, got {self.rope_base}")
+            raise ValueError(f"model.rope_base must be > 0, got {self.rope_base}")
         for name, allowed in (("dtype", DTYPES), ("param_dtype", PARAM_DTYPES), ("router_training", ROUTER_TRAINING)):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+                raise ValueError(f"model.{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if isinstance(self.fanouts, list):
             object.__setattr__(self, "fanouts", tuple(self.fanouts))
         _ = self.arm  # refuses an unknown mechanism and a budget that it cannot spend

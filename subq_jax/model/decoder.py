@@ -19,6 +19,7 @@ from subq_jax.model.attention_modules import (
 )
 from subq_jax.model.config import DecoderConfig
 from subq_jax.model.embedding import Embedding
+from subq_jax.model.logical_axes import named_init
 from subq_jax.parallel.sharding import constrain
 
 
@@ -34,12 +35,12 @@ class Decoder(nnx.Module):
         dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
         self.embed = Embedding(
             config.vocab_size, config.width, dtype=dtype, param_dtype=param_dtype, rngs=rngs,
-            embedding_init=_named(nnx.initializers.normal(0.16), "vocab", "embed"))
+            embedding_init=named_init(nnx.initializers.normal(0.16), "vocab", "embed"))
         self.layers = nnx.List([DecoderLayer(config, kind, rngs=rngs) for kind in config.layer_kinds])
         self.norm = _norm(config, rngs)
         self.head = nnx.Linear(
             config.width, config.vocab_size, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs,
-            kernel_init=_named(nnx.initializers.lecun_normal(), "embed", "vocab"))
+            kernel_init=named_init(nnx.initializers.lecun_normal(), "embed", "vocab"))
 
     def __call__(
         self,
@@ -58,6 +59,10 @@ class Decoder(nnx.Module):
           phase: of training an arm in `WARM_UP`: `"dense"`, `"gated"` or `"sparse"`, see `SelectiveAttention`.
           distil: whether their routers keep a `DivergenceLoss` each, for `nnx.capture`.
           decode: whether the tokens continue the sequences in the cache.
+
+        Raises:
+          ValueError: for tokens that are no integers, an unknown phase, segment ids that do not fit, and `decode`
+            without a cache or beyond it.
         """
         x = constrain(self.embed(tokens), "batch", None, None)
 
@@ -103,7 +108,7 @@ class SwiGLU(nnx.Module):
             return nnx.Linear(
                 inputs, outputs, use_bias=False, dtype=jnp.dtype(config.dtype),
                 param_dtype=jnp.dtype(config.param_dtype), rngs=rngs,
-                kernel_init=_named(nnx.initializers.lecun_normal(), *names))
+                kernel_init=named_init(nnx.initializers.lecun_normal(), *names))
 
         self.gate = linear(config.width, config.mlp_width, "embed", "mlp")
         self.up = linear(config.width, config.mlp_width, "embed", "mlp")
@@ -120,8 +125,8 @@ def build_attention(config: DecoderConfig, kind: str, *, rngs: nnx.Rngs) -> Caus
         "qkv_features": config.num_heads * config.head_dim, "out_features": config.width,
         "key_conv_width": config.key_conv_width, "use_bias": False, "normalize_qk": True, "rngs": rngs,
         "dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype),
-        "kernel_init": _named(nnx.initializers.lecun_normal(), "embed", "heads", "head_dim"),
-        "out_kernel_init": _named(nnx.initializers.lecun_normal(), "heads", "head_dim", "embed"),
+        "kernel_init": named_init(nnx.initializers.lecun_normal(), "embed", "heads", "head_dim"),
+        "out_kernel_init": named_init(nnx.initializers.lecun_normal(), "heads", "head_dim", "embed"),
     }
     if kind == "local":
         return SlidingWindowAttention(**options, window=config.local_window, rope_base=config.rope_base)
@@ -148,10 +153,6 @@ def build_attention(config: DecoderConfig, kind: str, *, rngs: nnx.Rngs) -> Caus
                 **options, selection=config.arm.selection_config(), router_dim=config.router_dim,
                 router_window=config.router_window, router_share=config.router_share,
                 gate=config.router_training != "distilled")
-
-
-def _named(init, *names: str):
-    return nnx.with_partitioning(init, names, eager_sharding=False)  # names of this package, not of a mesh
 
 
 def _norm(config: DecoderConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:

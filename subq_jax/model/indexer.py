@@ -6,6 +6,7 @@ from flax import nnx
 
 from subq_jax.attention.learned_router import Index
 from subq_jax.axes import Keys, Queries
+from subq_jax.model.logical_axes import named_param
 
 INDEX_HEADS = 4  # they share the router's width, so that an index costs what a router of that width does
 
@@ -20,8 +21,7 @@ class TokenIndexer(nnx.Module):
         group, width = num_heads // num_kv_heads, router_dim // INDEX_HEADS
 
         def kernel(shape, fan_in, *names):
-            return nnx.Param(nnx.initializers.normal(fan_in**-0.5)(rngs.params(), shape, param_dtype),
-                             out_sharding=names, eager_sharding=False)  # names of this package, not of a mesh
+            return named_param(nnx.initializers.normal(fan_in**-0.5)(rngs.params(), shape, param_dtype), *names)
 
         inputs, names = (num_kv_heads, group, head_dim), ("heads", None, "head_dim", None, "router")
         self.query = kernel((*inputs, INDEX_HEADS, width), group * head_dim, *names)

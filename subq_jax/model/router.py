@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from subq_jax.axes import Keys, Queries, RouterKeys, RouterQueries
+from subq_jax.model.logical_axes import named_param
 from subq_jax.selection.config import SelectionConfig
 
 SHARPNESS = 3.0  # standard deviation of the pre-activations at the start: sharp enough to be nearly sparse
@@ -29,13 +30,10 @@ class TiedRouter(nnx.Module):
     def __init__(self, num_kv_heads: int, head_dim: int, router_dim: int, selection: SelectionConfig, *, param_dtype,
                  rngs: nnx.Rngs):
         init = nnx.initializers.normal(SHARPNESS * head_dim**-0.5)
-        logical = {"eager_sharding": False}  # names of this package, not of a mesh
-        self.kernel = nnx.Param(
-            init(rngs.params(), (num_kv_heads, head_dim, router_dim), param_dtype),
-            out_sharding=("heads", "head_dim", "router"), **logical)
-        self.center = nnx.Param(
-            jnp.full((num_kv_heads, router_dim), expected_summary(selection), param_dtype),
-            out_sharding=("heads", "router"), **logical)
+        self.kernel = named_param(
+            init(rngs.params(), (num_kv_heads, head_dim, router_dim), param_dtype), "heads", "head_dim", "router")
+        self.center = named_param(
+            jnp.full((num_kv_heads, router_dim), expected_summary(selection), param_dtype), "heads", "router")
 
     def __call__(self, q: Queries, k: Keys) -> tuple[RouterQueries, RouterKeys]:
         """Router queries [B, T, K, R] and router keys [B, T, K, R] of q [B, T, N, H] and k [B, T, K, H]."""

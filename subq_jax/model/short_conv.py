@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from subq_jax.axes import SegmentIds
+from subq_jax.model.logical_axes import named_param
 
 
 class ShortConvolution(nnx.Module):
@@ -16,9 +17,7 @@ class ShortConvolution(nnx.Module):
 
     def __init__(self, heads: int, features: int, width: int, *, param_dtype):
         self.heads, self.features, self.width = heads, features, width
-        self.kernel = nnx.Param(
-            jnp.full((width, heads, features), width**-0.5, param_dtype),
-            out_sharding=(None, "heads", None), eager_sharding=False)  # names of this package, not of a mesh
+        self.kernel = named_param(jnp.full((width, heads, features), width**-0.5, param_dtype), None, "heads", None)
         self.cached_tail: nnx.Cache | None = nnx.data(None)
 
     def taps(self, dtype):

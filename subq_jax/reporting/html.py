@@ -1,8 +1,5 @@
 """A self-contained HTML report of a sweep: plots inside the page, tables with mean and spread, failures by name."""
 
-import base64
-import html
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +7,7 @@ from typing import Any
 
 from subq_jax.files import write_text
 from subq_jax.reporting import plots
+from subq_jax.reporting.page import bullets, element, image, page, record, table
 from subq_jax.reporting.results import (
     Row,
     Summary,
@@ -22,14 +20,6 @@ from subq_jax.reporting.results import (
 )
 from subq_jax.reporting.verdict import verdict
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; }
-td, th { border: 1px solid #ccc; padding: .25rem .6rem; text-align: right; }
-td:first-child, th:first-child { text-align: left; }
-img { max-width: 100%; } pre { background: #f5f5f5; padding: .6rem; overflow-x: auto; font-size: 12px; }
-.failed { color: #a00; } small { color: #666; }
-"""
 _QUALITY = {"accuracy": "accuracy", "bits_per_byte": "bits per byte"}
 _ROUTING = {
     "routing_weight_recall": "share of dense attention's weight on candidates that the router chooses",
@@ -70,19 +60,11 @@ def render_report(rows: list[Row], *, title: str, expected: Sequence[Row] = (), 
       notes: sentences on how measurements were taken.
     """
     shown = at_best_rate(rows)
-    body = [_element("h1", title), "<h2>What this run shows</h2>", _list(verdict(shown))]
-    body += _problems(rows, expected)
+    body = ["<h2>What this run shows</h2>", bullets(verdict(shown)), *_problems(rows, expected)]
     for task, here in _by_task(shown):
         body += _task_section(task, here)
     body += _rates_section(rows)
-    if notes:
-        body += ["<h2>How it was measured</h2>", _list(notes)]
-    if versions:
-        body += ["<h2>Versions</h2>", _table(["program", "version"], [list(item) for item in versions.items()])]
-    if config is not None:
-        body += ["<h2>Configuration</h2>", _element("pre", json.dumps(config, indent=2, default=str))]
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-            f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n")
+    return page(title, body + record(config, versions, notes))
 
 
 def write_plots(folder: str | os.PathLike, rows: list[Row]) -> None:
@@ -105,18 +87,18 @@ def format_summary(summary: Summary | None, style: str = ".3f") -> str:
 
 
 def _task_section(task, rows):
-    parts = [_element("h2", f"Task: {task}")]
+    parts = [element("h2", f"Task: {task}")]
     for metric, label in _QUALITY.items():
         if any(row.get(metric) is not None for row in rows):
-            parts.append(_element("h3", label.capitalize()))
-            parts += [_image(png, title) for _, title, png in _plots(task, rows, metric)]
+            parts.append(element("h3", label.capitalize()))
+            parts += [image(png, title) for _, title, png in _plots(task, rows, metric)]
             parts.append(_table_by_length(rows, metric, ".3f"))
     parts += _routing_section(task, rows)
     parts.append("<h3>Cost</h3>")
     for metric, (label, unit) in _COSTS.items():
         for _, title, png in _plots(task, rows, metric):
-            parts.append(_image(png, title))
-            parts += [_element("p", f"{label.capitalize()} ({unit}):"), _table_by_length(rows, metric, ".3g")]
+            parts.append(image(png, title))
+            parts += [element("p", f"{label.capitalize()} ({unit}):"), _table_by_length(rows, metric, ".3g")]
     parts += ["<p>Training, per arm:</p>", _training_table(rows)]
     return parts
 
@@ -125,8 +107,8 @@ def _routing_section(task, rows):
     shown = [metric for metric in _ROUTING if any(row.get(metric) is not None for row in rows)]
     parts = ["<h3>Routing</h3>"] if shown else []
     for metric in shown:
-        parts += [_image(png, title) for _, title, png in _plots(task, rows, metric)]
-        parts += [_element("p", f"{_ROUTING[metric].capitalize()}:"), _table_by_length(rows, metric, ".3f")]
+        parts += [image(png, title) for _, title, png in _plots(task, rows, metric)]
+        parts += [element("p", f"{_ROUTING[metric].capitalize()}:"), _table_by_length(rows, metric, ".3f")]
     return parts
 
 
@@ -153,16 +135,16 @@ def _plots(task, rows, metric):
 
 
 def _table_by_length(rows, metric, style):
-    table = summarise(rows, metric, ["mechanism", "budget", "length"])
-    lengths = sorted({length for _, _, length in table})
+    found = summarise(rows, metric, ["mechanism", "budget", "length"])
+    lengths = sorted({length for _, _, length in found})
     trained = {row["train_length"] for row in rows}
     header = ["arm", *(f"{length}{' (training length)' if length in trained else ''}" for length in lengths), "seeds"]
     lines = []
     for arm in arms(rows):
-        summaries = [table.get((*arm, length)) for length in lengths]
+        summaries = [found.get((*arm, length)) for length in lengths]
         seeds = max((len(summary.values) for summary in summaries if summary), default=0)
         lines.append([arm_name(*arm), *(format_summary(summary, style) for summary in summaries), seeds])
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def _training_table(rows):
@@ -174,7 +156,7 @@ def _training_table(rows):
     lines = []
     for arm in arms(rows):
         lines.append([arm_name(*arm), *(format_summary(tables[metric].get(arm), ".4g") for metric in shown)])
-    return _table(["arm", *(metrics[metric] for metric in shown)], lines)
+    return table(["arm", *(metrics[metric] for metric in shown)], lines)
 
 
 def _rates_section(rows):
@@ -191,7 +173,7 @@ def _rates_section(rows):
                       f"{best:g}"])
     return ["<h2>Learning rates</h2>",
             "<p>Held-out loss at the training length; everything above is at each arm's best rate.</p>",
-            _table(["arm", *(f"{rate:g}" for rate in rates), "best"], lines)]
+            table(["arm", *(f"{rate:g}" for rate in rates), "best"], lines)]
 
 
 def _problems(rows, expected):
@@ -203,26 +185,7 @@ def _problems(rows, expected):
         parts.append(f'<h2 class="failed">Failed cells ({len(failed)})</h2>')
         for row in failed:
             where = f" (traceback: {row['traceback']})" if row.get("traceback") else ""
-            parts += [_element("p", row["cell"] + where), _element("pre", row.get("error", "no message"))]
+            parts += [element("p", row["cell"] + where), element("pre", row.get("error", "no message"))]
     if missing:
-        parts += [f"<h2>Cells not run ({len(missing)})</h2>", _list(missing)]
+        parts += [f"<h2>Cells not run ({len(missing)})</h2>", bullets(missing)]
     return parts
-
-
-def _table(header, lines):
-    head = "".join(_element("th", cell) for cell in header)
-    body = "".join("<tr>" + "".join(_element("td", cell) for cell in line) + "</tr>\n" for line in lines)
-    return f"<table><tr>{head}</tr>\n{body}</table>"
-
-
-def _list(items):
-    return "<ul>" + "".join(_element("li", item) for item in items) + "</ul>"
-
-
-def _element(tag, content):
-    return f"<{tag}>{html.escape(str(content))}</{tag}>"
-
-
-def _image(png, description):
-    data = base64.b64encode(png).decode("ascii")
-    return f'<img alt="{html.escape(description, quote=True)}" src="data:image/png;base64,{data}">'

@@ -1,7 +1,9 @@
-"""PNG plots of a sweep. One colour per mechanism everywhere; seeds are points, lines are their means."""
+"""PNG plots of sweeps and evaluations. One colour per mechanism everywhere; seeds are points, lines are their means."""
 
 import io
+from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -73,20 +75,83 @@ def cost_vs_length(rows: list[Row], metric: str, *, title: str, ylabel: str) -> 
     return _png(figure, axes)
 
 
+def scores_vs_length(rows: list[Row], *, title: str, threshold: float | None = None) -> bytes:
+    """Mean scores of one task against the length, a line per arm with its interval, the level of guessing dotted.
+
+    Args:
+      rows: `dict(length, mechanism, budget, mean, low, high, chance)`, of `evaluation.summary.score_table`.
+      title: heading.
+      threshold: a dashed level, such as that of the effective length.
+    """
+    figure, axes = _figure(title, "length (tokens)", "score")
+    pairs = arms(rows)
+    for arm in pairs:
+        here = sorted((row for row in rows if (row["mechanism"], row["budget"]) == arm), key=lambda row: row["length"])
+        lengths, style = [row["length"] for row in here], _arm_style(pairs, *arm)
+        axes.plot(lengths, [row["mean"] for row in here], markersize=4, label=arm_name(*arm), **style)
+        sure = [row for row in here if row["low"] is not None]
+        axes.fill_between([row["length"] for row in sure], [row["low"] for row in sure], [row["high"] for row in sure],
+                          color=style["color"], alpha=0.12, linewidth=0)
+    for chance in {row["chance"] for row in rows} - {None}:
+        axes.axhline(chance, color="0.4", linestyle=":", linewidth=1, label="guessing")
+    if threshold is not None:
+        axes.axhline(threshold, color="0.4", linestyle="--", linewidth=1, label=f"threshold {threshold:g}")
+    _log_lengths(axes, [row["length"] for row in rows])
+    axes.set_ylim(-0.03, 1.03)
+    return _png(figure, axes)
+
+
+def heat_map(values: Sequence[Sequence[float | None]], *, title: str, xlabel: str, ylabel: str,
+             columns: Sequence[str], rows: Sequence[str]) -> bytes:
+    """Scores in [0, 1] as a map with the numbers written in; None is left blank.
+
+    Args:
+      values: one sequence a row, from the top.
+      title: heading.
+      xlabel: what the columns are.
+      ylabel: what the rows are.
+      columns: a name each.
+      rows: a name each.
+
+    Raises:
+      ValueError: without rows or columns, or when `values` has another shape.
+    """
+    if not rows or not columns or [len(line) for line in values] != [len(columns)] * len(rows):
+        raise ValueError(f"values must have {len(rows)} rows of {len(columns)} columns, and one of each at least")
+    scores = np.array(values, np.float64)  # None becomes NaN
+    figure, axes = _figure(title, xlabel, ylabel, size=(2.4 + 0.7 * len(columns), 1.5 + 0.32 * len(rows)))
+    axes.grid(False)
+    drawn = axes.imshow(scores, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    figure.colorbar(drawn, ax=axes, label="score")
+    for (row, column), score in np.ndenumerate(scores):
+        if not np.isnan(score):
+            axes.text(column, row, f"{score:.2f}", ha="center", va="center", fontsize=7,
+                      color="white" if score < 0.5 else "black")
+    axes.set_xticks(range(len(columns)), columns, fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    return _bytes(figure)
+
+
 def _draw_arms(axes, rows, metric, slopes=False):
     done = [row for row in succeeded(rows) if row.get(metric) is not None]
-    budgets = sorted({row["budget"] for row in done if row["budget"] is not None})
-    for mechanism, budget in arms(done):
+    pairs = arms(done)
+    for mechanism, budget in pairs:
         points = summarise(succeeded(done, mechanism=mechanism, budget=budget), metric, ["length"])
         lengths = sorted(length for length, in points)
-        index = 0 if budget is None else budgets.index(budget)
-        marker, colour = _MARKERS[index % len(_MARKERS)], _colour(mechanism)
+        style = _arm_style(pairs, mechanism, budget)
         label = arm_name(mechanism, budget)
         if slopes and (slope := arm_slope(done, mechanism, budget, metric)) is not None:
             label += f": slope {slope:.2f}"
-        axes.plot(lengths, [points[length,].mean for length in lengths], color=colour, marker=marker, markersize=4,
-                  linestyle=_STYLES[index % len(_STYLES)], label=label)
-        _draw_seeds(axes, [(length, points[length,].values) for length in lengths], colour, marker)
+        axes.plot(lengths, [points[length,].mean for length in lengths], markersize=4, label=label, **style)
+        _draw_seeds(axes, [(length, points[length,].values) for length in lengths], style["color"], style["marker"])
+
+
+def _arm_style(pairs, mechanism, budget):
+    """An arm's colour by its mechanism, marker and line by its budget among those of `pairs`."""
+    budgets = sorted({number for _, number in pairs if number is not None})
+    index = 0 if budget is None else budgets.index(budget)
+    return {"color": _colour(mechanism), "marker": _MARKERS[index % len(_MARKERS)],
+            "linestyle": _STYLES[index % len(_STYLES)]}
 
 
 def _draw_seeds(axes, points, colour, marker):
@@ -94,8 +159,8 @@ def _draw_seeds(axes, points, colour, marker):
         axes.scatter([x] * len(values), values, s=14, marker=marker, facecolors="none", edgecolors=colour, alpha=0.6)
 
 
-def _figure(title, xlabel, ylabel):
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+def _figure(title, xlabel, ylabel, size=(6.4, 4.2)):
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=11)
@@ -110,7 +175,15 @@ def _log_lengths(axes, lengths):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(LogLocator(base=2))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value >= 1 else ""))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: length_name(value) if value >= 1 else ""))
+
+
+def length_name(length: float) -> str:
+    """A number of tokens for an axis: 16K is 16,384 and 1M is 1,048,576; others in full."""
+    for unit, size in (("M", 1 << 20), ("K", 1 << 10)):
+        if length >= size and length % size == 0:
+            return f"{length // size:.0f}{unit}"
+    return f"{length:.0f}"
 
 
 def _colour(mechanism):
@@ -122,6 +195,10 @@ def _png(figure, axes):
         figure.legend(loc="outside right upper", fontsize=8)
     else:
         axes.text(0.5, 0.5, "no measurements", transform=axes.transAxes, ha="center", color="0.5")
+    return _bytes(figure)
+
+
+def _bytes(figure):
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

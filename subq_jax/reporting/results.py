@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from subq_jax.attention.mechanisms import MECHANISMS
+
 Row = dict[str, Any]
 _ARM = ("task", "mechanism", "budget")
 
@@ -111,9 +113,7 @@ def arm_slope(rows: list[Row], mechanism: str, budget: int | None, metric: str) 
 
 def arms(rows: Iterable[Row]) -> list[tuple[str, int | None]]:
     """The (mechanism, budget) pairs present, in the order they are always shown."""
-    names = ("dense", "sliding_window", "global_token", "block_mean", "gated_mean", "selective", "learned_router",
-             "random_blocks", "oracle_topk")
-    order = {name: place for place, name in enumerate(names)}
+    order = {name: place for place, name in enumerate(MECHANISMS)}
     pairs = {(row["mechanism"], row["budget"]) for row in rows}
     return sorted(pairs, key=lambda pair: (order.get(pair[0], len(order)), pair[0], pair[1] or 0))
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from subq_jax.data import data_info, make_eval_batches, make_train_iterator
-from subq_jax.data.recall import ASK, HELD_OUT, MARK, stage
+from subq_jax.data.recall import stage
+from subq_jax.data.recall_sequences import ASK, HELD_OUT, MARK
 
 MQAR = dict(task="mqar", seq_len=128, batch_size=8, vocab_size=64, num_pairs=8, num_queries=16)
 NEEDLES = dict(task="needles", seq_len=128, batch_size=8, vocab_size=64, num_pairs=6, num_queries=8)

@@ -14,6 +14,8 @@ from rich.console import Console
 from configs import code_search, full_sweep, readme_sweep, selector_search
 from configs.readme_sweep import get_config
 from experiments import sweep, sweep_cell
+from experiments.sweep_grid import grid
+from experiments.sweep_workers import Worker, gpu_share
 from subq_jax.files import read_rows
 from subq_jax.model.config import DecoderConfig
 
@@ -73,7 +75,7 @@ def run(tmp_path):
 
 
 def test_grid_has_no_budget_axis_for_dense():
-    cells = sweep.grid(get_config())
+    cells = grid(get_config())
     names = [cell.name for cell in cells]
     assert len(names) == len(set(names)) == 14
     assert "recall-dense-seed0" in names and "code-selective-64-seed0" in names
@@ -89,24 +91,24 @@ def test_grid_has_no_budget_axis_for_dense():
 def test_every_arm_is_run_at_every_learning_rate():
     config = get_config()
     config.sweep.learning_rates = (1e-3, 5e-3)
-    cells = sweep.grid(config)
+    cells = grid(config)
     assert len({cell.name for cell in cells}) == 28
     (cell,) = [cell for cell in cells if cell.name == "code-block_mean-64-lr0.001-seed0"]
     assert cell.config["optimizer"]["learning_rate"] == cell.place()["learning_rate"] == 1e-3
-    assert {cell.place()["learning_rate"] for cell in sweep.grid(get_config())} == {5e-3}
+    assert {cell.place()["learning_rate"] for cell in grid(get_config())} == {5e-3}
 
 
 @pytest.mark.parametrize("module", [code_search, full_sweep, readme_sweep, selector_search],
                          ids=lambda module: module.__name__)
 def test_the_projects_sweeps_are_right(module):
     for arg in ("", "smoke"):
-        assert sweep.grid(module.get_config(arg))
+        assert grid(module.get_config(arg))
     with pytest.raises(ValueError, match="'smok'"):
         module.get_config("smok")
 
 
 def test_the_search_on_code_compares_at_an_eighth_of_the_training_length():
-    cells = sweep.grid(code_search.get_config())
+    cells = grid(code_search.get_config())
     assert {cell.task for cell in cells} == set(code_search.VARIANTS)
     for cell in cells:
         assert cell.budget in (None, cell.config["data"]["seq_len"] // 8)
@@ -213,7 +215,7 @@ def test_a_sweep_that_could_not_be_evaluated_is_refused(field, value, message):
     config = small_config()
     config.sweep[field] = value
     with pytest.raises(ValueError, match=message):
-        sweep.grid(config)
+        grid(config)
 
 
 def test_step_time_leaves_out_warm_up_and_curriculum():
@@ -228,11 +230,11 @@ def test_step_time_leaves_out_warm_up_and_curriculum():
 
 
 def test_worker_that_dies_fails_its_cell_only(tmp_path):
-    cell = sweep.grid(small_config())[0]
+    cell = grid(small_config())[0]
     folder = tmp_path / "cells" / cell.name
     folder.mkdir(parents=True)
     (folder / "request.json").write_text(json.dumps(cell.request()))
-    worker = sweep._Worker(tmp_path, 0, [], "", {})
+    worker = Worker(tmp_path, 0, [], "", {})
     worker._command = [sys.executable, "-c", "import sys; sys.stdin.readline(); sys.exit(7)"]
     worker(folder)
     (row,) = json.loads((folder / "result.json").read_text())["rows"]
@@ -247,15 +249,15 @@ def test_worker_that_dies_fails_its_cell_only(tmp_path):
 def test_workers_share_out_the_gpus(monkeypatch):
     for name in ("CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
         monkeypatch.delenv(name, raising=False)
-    shares = [sweep.gpu_share(index, 5, 2) for index in range(5)]
+    shares = [gpu_share(index, 5, 2) for index in range(5)]
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["0", "1", "0", "1", "0"]
     assert all(0.25 < float(share["XLA_PYTHON_CLIENT_MEM_FRACTION"]) < 1 / 3 for share in shares)
-    assert sweep.gpu_share(0, 5, 0) == {}
+    assert gpu_share(0, 5, 0) == {}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.1")
-    assert sweep.gpu_share(1, 2, 2) == {"CUDA_VISIBLE_DEVICES": "5", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.1"}
+    assert gpu_share(1, 2, 2) == {"CUDA_VISIBLE_DEVICES": "5", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.1"}
     with pytest.raises(ValueError, match="--gpus=3 is more than CUDA_VISIBLE_DEVICES=3,5 shows"):
-        sweep.gpu_share(0, 3, 3)
+        gpu_share(0, 3, 3)
 
 
 @pytest.mark.slow

@@ -1,0 +1,136 @@
+"""A context read once, in chunks, and then continued in as many ways as there are questions about it."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from subq_jax.axes import Logits
+from subq_jax.checks import check_integer
+from subq_jax.inference.generate import split_for_decoding
+from subq_jax.model.decoder import Decoder
+
+CHUNK = 2048  # tokens of one prefill step: memory beside the caches follows it, not the context
+
+
+class Read(NamedTuple):
+    """What is left of a context after reading: the caches and the logits [V] of what comes next, None at the start."""
+
+    cache: nnx.State
+    next_logits: Logits | None
+    length: int  # tokens read
+    capacity: int
+
+
+class Reader:
+    """Reads and continues one sequence at a time with a model's own caches; the model itself is left as it was.
+
+    Tokens go through in pieces of powers of two up to `chunk`, so that few shapes are compiled for each capacity.
+
+    Args:
+      model: the decoder.
+      chunk: tokens of the largest piece, a power of two.
+
+    Raises:
+      ValueError: for a chunk that is none.
+    """
+
+    def __init__(self, model: Decoder, chunk: int = CHUNK):
+        check_integer("chunk", chunk)
+        if chunk & (chunk - 1):
+            raise ValueError(f"chunk must be a power of two, got {chunk}")
+        self._model, self._chunk = model, chunk
+        self._weights = None
+
+    def read(self, context: np.ndarray, capacity: int) -> Read:
+        """Reads int [S] into caches of `capacity` tokens: the context's and those of the longest continuation.
+
+        Raises:
+          ValueError: for an empty context, ids beyond the vocabulary, or a capacity that is too small.
+        """
+        self._graph, cache, self._weights = split_for_decoding(self._model, 1, capacity)
+        return self._extend(Read(cache, None, 0, capacity), context, keep=False)[0]
+
+    def greedy(self, read: Read, prompt: np.ndarray, num_tokens: int) -> np.ndarray:
+        """The model's own continuation int32 [num_tokens] of the context and then prompt [T]; `read` stays as it is.
+
+        Raises:
+          ValueError: where the caches have no room for it.
+        """
+        check_integer("num_tokens", num_tokens)
+        self._check_room(read, len(prompt) + num_tokens)
+        if len(prompt):
+            read, _ = self._extend(read, prompt, keep=True)
+        return np.asarray(_continue(self._graph, num_tokens, read.cache, self._weights, read.next_logits))
+
+    def agreement(self, read: Read, prompt: np.ndarray, answer: np.ndarray) -> np.ndarray:
+        """Whether each token of answer [A] is the argmax after the context, prompt [T] and the answer before it.
+
+        All true is when greedy decoding gives the answer: scored in one pass, without decoding. `read` stays as it is.
+
+        Raises:
+          ValueError: for an empty answer, or where the caches have no room for it.
+        """
+        if not len(answer):
+            raise ValueError("answer must hold a token")
+        tokens = np.concatenate([prompt, answer[:-1]]).astype(np.int32)
+        first = np.asarray(read.next_logits.argmax())[None]
+        later = self._extend(read, tokens, keep=True)[1] if len(tokens) else np.zeros(0, np.int32)
+        return np.concatenate([first, later])[len(prompt):] == answer
+
+    def _extend(self, read: Read, tokens: np.ndarray, *, keep: bool) -> tuple[Read, np.ndarray]:
+        """`read` and the tokens after it, and the argmax after each; with `keep` the caches of `read` stay usable."""
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 1 or not len(tokens) or not np.issubdtype(tokens.dtype, np.integer):
+            raise ValueError(f"tokens must be a non-empty int array [T], got {tokens.dtype}{list(tokens.shape)}")
+        if (unknown := tokens[(tokens < 0) | (tokens >= self._model.config.vocab_size)]).size:
+            raise ValueError(f"tokens must be ids in [0, vocab_size={self._model.config.vocab_size}), got {unknown[0]}")
+        self._check_room(read, len(tokens))
+        cache, logits, best = read.cache, read.next_logits, []
+        for start, size in pieces(len(tokens), self._chunk):
+            step = _extend_copied if keep else _extend_in_place
+            piece = jnp.asarray(tokens[None, start : start + size], jnp.int32)
+            cache, logits, found = step(self._graph, cache, self._weights, piece)
+            best.append(found)
+            keep = False  # from here on the caches are this call's own
+        return Read(cache, logits, read.length + len(tokens), read.capacity), np.concatenate(best)
+
+    def _check_room(self, read: Read, num_tokens: int) -> None:
+        if read.length + num_tokens > read.capacity:
+            raise ValueError(f"capacity must be at least {read.length + num_tokens} for {num_tokens} tokens after "
+                             f"{read.length}, got {read.capacity}")
+
+
+def pieces(length: int, chunk: int) -> list[tuple[int, int]]:
+    """(start, size) of consecutive pieces of `length` tokens, as large as possible, sizes powers of two."""
+    found, start = [], 0
+    while start < length:
+        size = min(chunk, 1 << ((length - start).bit_length() - 1))
+        found.append((start, size))
+        start += size
+    return found
+
+
+def _extend_step(graph, cache, weights, tokens):
+    model = nnx.merge(graph, cache, weights)
+    logits = model(tokens, decode=True)[0]
+    return nnx.state(model, nnx.Cache), logits[-1], logits.argmax(axis=-1).astype(jnp.int32)
+
+
+_extend_in_place = jax.jit(_extend_step, static_argnums=0, donate_argnums=1)
+_extend_copied = jax.jit(_extend_step, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _continue(graph, num_tokens: int, cache, weights, logits):
+    def step(carry, _):
+        cache, token = carry
+        cache, logits, _ = _extend_step(graph, cache, weights, token[None, None])
+        return (cache, logits.argmax().astype(jnp.int32)), token
+
+    first = logits.argmax().astype(jnp.int32)
+    (_, last), tokens = jax.lax.scan(step, (cache, first), length=num_tokens - 1)
+    return jnp.append(tokens, last)

@@ -1,0 +1,181 @@
+"""A self-contained HTML report of a long-context evaluation, from the rows of `evaluation.summary`."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from subq_jax.files import write_text
+from subq_jax.reporting import plots
+from subq_jax.reporting.page import bullets, element, image, page, record, table
+from subq_jax.reporting.results import Row, arm_name, arms
+
+_ALL_TASKS = "mean over tasks"
+_INTERVALS = ("Intervals: Wilson's for independent right or wrong answers, else by resampling haystacks and seeds. "
+              "Equivalent: the 90% interval of the paired difference lies within the margin (two one-sided tests, 5%).")
+
+
+def write_evaluation(path: str | os.PathLike, scores: Sequence[Row], **sections: Any) -> None:
+    """Writes `render_evaluation(scores, **sections)` to `path`, atomically."""
+    write_text(path, render_evaluation(scores, **sections))
+
+
+def render_evaluation(scores: Sequence[Row], *, title: str, lengths: Sequence[Row] = (), compared: Sequence[Row] = (),
+                      depths: Sequence[Row] = (), config: Mapping[str, Any] | None = None,
+                      versions: Mapping[str, str] | None = None, notes: Sequence[str] = ()) -> str:
+    """Renders the report.
+
+    Args:
+      scores: of `score_table`.
+      title: heading of the page.
+      lengths: of `effective_lengths`.
+      compared: of `comparisons`.
+      depths: of `depth_table`.
+      config: what was run, JSON-able.
+      versions: program and library versions, name to version.
+      notes: sentences on how it was measured.
+
+    Raises:
+      ValueError: without scores.
+    """
+    _check_scores(scores)
+    found = _effective_sentences(lengths) + _comparison_sentences(compared)
+    body = ["<h2>What this evaluation shows</h2>", bullets(found)] if found else []
+    pictures = _pictures(scores, lengths, depths)
+    for task in _tasks(scores):
+        body.append(element("h2", f"Task: {task}" if task is not None else _ALL_TASKS.capitalize()))
+        body += [image(png, description) for of, _, description, png in pictures if of == task]
+        body.append(_score_table([row for row in scores if row["task"] == task]))
+        here = [row for row in compared if row["task"] == task]
+        if here:
+            body += ["<h3>Compared on the same prompts</h3>", _comparison_table(here)]
+    several = f"{len(compared)} comparisons were made; p-values are of single ones." if len(compared) > 1 else None
+    return page(title, body + record(config, versions, [_INTERVALS, *filter(None, [several]), *notes]))
+
+
+def write_evaluation_plots(folder: str | os.PathLike, scores: Sequence[Row], *, lengths: Sequence[Row] = (),
+                           depths: Sequence[Row] = ()) -> None:
+    """Writes every plot of the report into `folder` as a PNG file, for instance `niah_score_vs_length.png`.
+
+    Raises:
+      ValueError: without scores.
+    """
+    _check_scores(scores)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, name, _, png in _pictures(scores, lengths, depths):
+        (folder / f"{'all_tasks' if task is None else task}_{name}.png").write_bytes(png)
+
+
+def _check_scores(scores):
+    if not scores:
+        raise ValueError("scores must hold at least one row")
+
+
+def _pictures(scores, lengths, depths):
+    """(task, file's name, description, PNG) of every plot."""
+    pictures = []
+    threshold = next((row["threshold"] for row in lengths), None)
+    for task in _tasks(scores):
+        here = [row for row in scores if row["task"] == task]
+        description = f"{_ALL_TASKS if task is None else task}: score against length"
+        judged = task is None or len(_tasks(scores)) == 1  # what the effective length goes by
+        pictures.append((task, "score_vs_length", description,
+                         plots.scores_vs_length(here, title=description, threshold=threshold if judged else None)))
+        if task is None:
+            by_task = [row for row in scores if row["task"] is not None]
+            pictures += [(task, *_map(by_task, "task", arm)) for arm in arms(by_task)]
+        deep = [row for row in depths if row["task"] == task]
+        pictures += [(task, *_map(deep, "depth", arm)) for arm in arms(deep)]
+    return pictures
+
+
+def _map(rows, field, arm):
+    """(file's name, description, PNG): an arm's scores by `field` and length."""
+    here = {(row[field], row["length"]): row["mean"] for row in rows if (row["mechanism"], row["budget"]) == arm}
+    names, lengths = (sorted({key[axis] for key in here}) for axis in (0, 1))
+    shown = [f"{name:.0%}" if field == "depth" else name for name in names]
+    description = f"{arm_name(*arm)}: score by {field} and length"
+    png = plots.heat_map([[here.get((name, length)) for length in lengths] for name in names], title=description,
+                         xlabel="length (tokens)", ylabel="depth of the evidence" if field == "depth" else field,
+                         columns=[plots.length_name(length) for length in lengths], rows=shown)
+    return f"{field}_by_length_{arm_name(*arm).replace(' ', '_')}", description, png
+
+
+def _tasks(scores):
+    """All tasks by name, their mean first."""
+    tasks = {row["task"] for row in scores}
+    return [None] * (None in tasks) + sorted(tasks - {None})
+
+
+def _score_table(rows):
+    lengths = sorted({row["length"] for row in rows})
+    lines = []
+    for arm in arms(rows):
+        here = {row["length"]: row for row in rows if (row["mechanism"], row["budget"]) == arm}
+        counts = [_range([row[name] for row in here.values()]) for name in ("samples", "haystacks", "seeds")]
+        lines.append([arm_name(*arm), *(_with_interval(here.get(length), "mean") for length in lengths), *counts])
+    if rows[0]["chance"] is not None:
+        lines.append(["guessing", *[f"{rows[0]['chance']:.3f}"] * len(lengths), "–", "–", "–"])
+    return table(["arm", *lengths, "samples", "haystacks", "seeds"], lines)
+
+
+def _comparison_table(rows):
+    other = arm_name(rows[0]["other_mechanism"], rows[0]["other_budget"])
+    header = ["arm", "length", f"difference to {other}", f"equivalent within {rows[0]['margin']:g}", "right alone",
+              f"{other} right alone", "McNemar's p", "pairs", "unpaired"]
+    lines = []
+    for arm in arms(rows):
+        for row in sorted(rows, key=lambda row: row["length"]):
+            if (row["mechanism"], row["budget"]) == arm:
+                verdict = {True: "yes", False: "not shown", None: "–"}[row["equivalent"]]
+                lines.append([arm_name(*arm), row["length"], _with_interval(row, "difference", "+.3f"), verdict,
+                              _or_dash(row["only_arm"], "d"), _or_dash(row["only_other"], "d"),
+                              _or_dash(row["p_value"], ".2g"), row["pairs"], row["unpaired"]])
+    return table(header, lines)
+
+
+def _effective_sentences(lengths):
+    sentences = []
+    for row in lengths:
+        name, reached = arm_name(row["mechanism"], row["budget"]), row["effective_length"]
+        if reached is None:
+            sentences.append(f"{name}: no effective length, below {row['threshold']:g} from the shortest on.")
+        else:
+            end = ", the longest measured" if reached == row["longest"] else f" of {row['longest']} measured"
+            sentences.append(f"{name}: effective length {reached} tokens{end} (score at or above "
+                             f"{row['threshold']:g}).")
+    return sentences
+
+
+def _comparison_sentences(compared):
+    sentences = []
+    for arm in arms(compared):
+        rows = [row for row in compared if (row["mechanism"], row["budget"]) == arm]
+        rows = [row for row in rows if row["task"] is not None and row["low"] is not None]
+        if not rows:
+            continue
+        other = arm_name(rows[0]["other_mechanism"], rows[0]["other_budget"])
+        equivalent, worse, better = (sum(map(test, rows)) for test in (
+            lambda row: row["equivalent"], lambda row: row["high"] < 0, lambda row: row["low"] > 0))
+        sentences.append(f"{arm_name(*arm)}: equivalent to {other} within {rows[0]['margin']:g} in {equivalent} of "
+                         f"{len(rows)} pairs of task and length; the interval of the difference is below 0 in {worse}, "
+                         f"above 0 in {better}.")
+    return sentences
+
+
+def _with_interval(row, field, style=".3f"):
+    if row is None:
+        return "–"
+    if row["low"] is None:
+        return f"{row[field]:{style}}"
+    return f"{row[field]:{style}} [{row['low']:{style}}..{row['high']:{style}}]"
+
+
+def _range(numbers):
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low}–{high}"
+
+
+def _or_dash(value, style):
+    return "–" if value is None else f"{value:{style}}"

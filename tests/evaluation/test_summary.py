@@ -1,0 +1,163 @@
+"""Tables and comparisons from the scores of single answers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from subq_jax.evaluation.statistics import Clusters, bootstrap_mean, mcnemar, paired_difference, wilson_interval
+from subq_jax.evaluation.summary import comparisons, depth_table, effective_lengths, read_samples, score_table
+
+DENSE, SELECTIVE, WINDOW = ("dense", None), ("selective", 512), ("sliding_window", 512)
+RIGHT = {DENSE: 1.0, SELECTIVE: 0.95, WINDOW: 0.3}
+
+
+def sample(task="niah", length=4096, arm=DENSE, seed=0, haystack=0, index=0, score=1.0, **more):
+    mechanism, budget = arm
+    return dict(task=task, length=length, mechanism=mechanism, budget=budget, seed=seed, haystack=haystack, index=index,
+                score=score) | more
+
+
+def study(tasks=("niah",), lengths=(4096,), arms=tuple(RIGHT), seeds=(0,), haystacks=40, questions=1):
+    """Right or wrong by the same draw for each arm, so that easy prompts are easy for all."""
+    rows = []
+    for task in tasks:
+        for length in lengths:
+            for seed in seeds:
+                draws = np.random.default_rng((len(task), length, seed)).random((haystacks, questions))
+                rows += [sample(task, length, arm, seed, haystack, index, float(draws[haystack, index] < RIGHT[arm]),
+                                depth=haystack / (haystacks - 1))
+                         for arm in arms for haystack in range(haystacks) for index in range(questions)]
+    return rows
+
+
+def cell(table, task, length, arm):
+    (found,) = [row for row in table if (row["task"], row["length"], row["mechanism"], row["budget"])
+                == (task, length, *arm)]
+    return found
+
+
+def scores(rows, arm):
+    return [row["score"] for row in rows if (row["mechanism"], row["budget"]) == arm]
+
+
+def test_independent_answers_have_wilsons_interval():
+    rows = study()
+    row = cell(score_table(rows, chance={"niah": 0.01}), "niah", 4096, SELECTIVE)
+    here = scores(rows, SELECTIVE)
+    wilson = wilson_interval(int(sum(here)), 40)
+    assert (row["mean"], row["low"], row["high"]) == (wilson.value, wilson.low, wilson.high)
+    assert (row["samples"], row["haystacks"], row["seeds"], row["chance"]) == (40, 40, 1, 0.01)
+
+
+@pytest.mark.parametrize("seeds, questions", [((0,), 3), ((0, 1, 2), 1)])
+def test_clustered_answers_are_resampled(seeds, questions):
+    rows = study(seeds=seeds, questions=questions)
+    row = cell(score_table(rows), "niah", 4096, SELECTIVE)
+    here = [r for r in rows if r["mechanism"] == "selective"]
+    expected = bootstrap_mean([r["score"] for r in here],
+                              Clusters([r["haystack"] for r in here], [r["seed"] for r in here]))
+    assert (row["mean"], row["low"], row["high"]) == (expected.value, expected.low, expected.high)
+    assert (row["samples"], row["haystacks"], row["seeds"]) == (120, 40, len(seeds))
+
+
+def test_mean_over_tasks_stands_where_all_tasks_were_run():
+    rows = study(tasks=("vt", "niah"), lengths=(4096, 8192))
+    rows = [row for row in rows if (row["task"], row["length"], row["mechanism"]) != ("vt", 8192, "dense")]
+    table = score_table(rows, chance={"vt": 0.1, "niah": 0.3})
+    both = cell(table, None, 4096, WINDOW)
+    apart = [cell(table, task, 4096, WINDOW)["mean"] for task in ("vt", "niah")]
+    assert both["mean"] == pytest.approx(np.mean(apart)) and both["chance"] == pytest.approx(0.2)
+    assert (both["samples"], both["haystacks"]) == (80, 80)
+    assert [row["length"] for row in table if row["task"] is None and row["mechanism"] == "dense"] == [4096]
+    assert not [row for row in score_table(study()) if row["task"] is None]
+
+
+def test_a_single_haystack_has_a_mean_without_an_interval():
+    rows = study(haystacks=2, questions=3, arms=(DENSE, SELECTIVE))
+    rows = [row for row in rows if row["haystack"] == 0]
+    row = cell(score_table(rows), "niah", 4096, SELECTIVE)
+    assert row["mean"] > 0 and row["low"] is None and row["high"] is None and row["haystacks"] == 1
+    (row,) = comparisons(rows, against=DENSE, margin=0.1)
+    assert row["low"] is None and row["equivalent"] is None and row["pairs"] == 3
+
+
+def test_effective_lengths():
+    rows = study(tasks=("vt", "niah"), lengths=(4096, 8192, 16384), haystacks=100)
+    for row in rows:
+        if row["mechanism"] == "selective" and row["length"] == 16384 and row["task"] == "vt":
+            row["score"] *= 0.5
+    found = {(row["mechanism"], row["budget"]): row for row in effective_lengths(score_table(rows))}
+    assert found[DENSE]["effective_length"] == found[DENSE]["longest"] == 16384
+    assert found[SELECTIVE]["effective_length"] == 8192
+    assert found[WINDOW]["effective_length"] is None
+    lower = effective_lengths(score_table(rows), threshold=0.6)
+    assert [row["effective_length"] for row in lower if row["mechanism"] == "selective"] == [16384]
+
+
+def test_comparisons_are_those_of_the_statistics():
+    rows = study(haystacks=100)
+    found = comparisons(rows, against=DENSE, margin=0.1)
+    assert [row["mechanism"] for row in found] == ["selective", "sliding_window"]
+    first, second = scores(rows, SELECTIVE), scores(rows, DENSE)
+    interval, test = paired_difference(first, second, Clusters(range(100))), mcnemar(first, second)
+    row = found[0]
+    assert (row["difference"], row["low"], row["high"]) == (interval.value, interval.low, interval.high)
+    assert (row["only_arm"], row["only_other"], row["p_value"]) == (test.only_first, test.only_second, test.p_value)
+    assert row["equivalent"] and not found[1]["equivalent"] and found[1]["p_value"] < 1e-6
+    assert (row["pairs"], row["unpaired"], row["margin"]) == (100, 0, 0.1)
+    json.dumps(found, allow_nan=False)
+
+
+def test_pairs_that_share_haystacks_have_no_p_value():
+    (row,) = comparisons(study(arms=(DENSE, SELECTIVE), questions=2), against=DENSE, margin=0.1)
+    assert row["p_value"] is None and row["only_other"] >= 0 and row["low"] <= row["difference"] <= row["high"]
+    partial = [r | {"score": r["score"] / 2} for r in study(arms=(DENSE, SELECTIVE))]
+    (row,) = comparisons(partial, against=DENSE, margin=0.1)
+    assert row["p_value"] is row["only_arm"] is None
+
+
+def test_only_prompts_that_both_answered_are_compared():
+    rows = study(arms=(DENSE, SELECTIVE), tasks=("vt", "niah"), seeds=(0, 1))
+    whole = comparisons(rows, against=DENSE, margin=0.1)
+    assert [(row["task"], row["pairs"]) for row in whole] == [("niah", 80), ("vt", 80), (None, 160)]
+    part = [row for row in rows if row["mechanism"] == "selective" or (row["seed"], row["task"]) == (0, "niah")]
+    found = comparisons(part, against=DENSE, margin=0.1)
+    assert [(row["task"], row["pairs"], row["unpaired"]) for row in found] == [("niah", 40, 40)]
+
+
+def test_depths():
+    table = depth_table(study(haystacks=40) + [sample(haystack=100)], num_bins=4)
+    here = [row for row in table if row["mechanism"] == "dense"]
+    assert [row["depth"] for row in here] == [0.125, 0.375, 0.625, 0.875]
+    assert [row["samples"] for row in here] == [10] * 4 and {row["mean"] for row in here} == {1.0}
+
+
+def test_samples_are_read_from_files(tmp_path):
+    rows = study()
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path, part in zip(paths, (rows[:50], rows[50:]), strict=True):
+        path.write_text("".join(json.dumps(row) + "\n" for row in part))
+    assert read_samples(*paths) == rows
+    table = score_table(read_samples(*reversed(paths)))
+    assert table == score_table(rows)
+    json.dumps(table, allow_nan=False)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: score_table([]), "rows must hold at least one sample"),
+    (lambda: score_table([{"task": "niah"}]), "a sample lacks ['length', 'mechanism', 'seed', 'haystack', 'index',"),
+    (lambda: score_table([sample(score=85.6)]), "score must be in [0, 1], got 85.6"),
+    (lambda: score_table([sample(depth=-1)]), "depth must be in [0, 1], got -1"),
+    (lambda: score_table([sample(length=0)]), "length must be an integer >= 1, got 0"),
+    (lambda: score_table([sample(), sample(score=0.0)]), "a sample is given twice"),
+    (lambda: score_table([sample()], chance={"vt": 0.1}), "chance names tasks ['vt'] without samples"),
+    (lambda: comparisons([sample()], against=("dense", 3), margin=0.1), "against must be one of [('dense', None)]"),
+    (lambda: comparisons(study(), against=DENSE, margin=2), "margin must be in [0, 1], got 2"),
+    (lambda: depth_table([sample()], num_bins=0), "num_bins must be an integer >= 1, got 0"),
+    (lambda: effective_lengths([]), "table must hold a mean over all tasks at one length or more"),
+])
+def test_wrong_input_is_refused(call, message):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert message in str(error.value)

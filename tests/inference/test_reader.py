@@ -1,0 +1,69 @@
+"""A context read once gives what reading it anew for every question gives."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_decoder import SHAPE, decoder
+
+from subq_jax.attention.mechanisms import MECHANISMS
+from subq_jax.inference.generate import generate
+from subq_jax.inference.reader import Reader, pieces
+
+CONTEXT, CAPACITY = 37, 64
+forward = nnx.jit(lambda model, tokens: model(tokens))
+
+
+def tokens(count, seed=0):
+    return np.random.default_rng(seed).integers(0, SHAPE["vocab_size"], count)
+
+
+@pytest.mark.parametrize("mechanism", [
+    name if name in ("dense", "selective") else pytest.param(name, marks=pytest.mark.slow) for name in MECHANISMS])
+def test_every_question_gets_the_answer_of_a_fresh_run(mechanism):
+    model = decoder(mechanism)
+    reader = Reader(model, chunk=4)
+    read = reader.read(tokens(CONTEXT), CAPACITY)
+    for seed, length in ((1, 5), (2, 7), (1, 5), (3, 0)):
+        prompt = tokens(length, seed)
+        whole = np.concatenate([tokens(CONTEXT), prompt])
+        expected = np.asarray(generate(model, whole[None], 6)[0][0])
+        np.testing.assert_array_equal(reader.greedy(read, prompt, 6), expected)
+        assert reader.agreement(read, prompt, expected).all()
+        other = expected.copy()
+        other[2] = (other[2] + 1) % SHAPE["vocab_size"]
+        assert reader.agreement(read, prompt, other)[:3].tolist() == [True, True, False]
+
+
+def test_agreement_is_with_the_full_forward():
+    model, prompt, answer = decoder("selective"), tokens(4, 1), tokens(9, 2)
+    reader = Reader(model, chunk=8)
+    agrees = reader.agreement(reader.read(tokens(CONTEXT), CAPACITY), prompt, answer)
+    best = forward(model, jnp.asarray(np.concatenate([tokens(CONTEXT), prompt, answer]))[None])[0].argmax(axis=-1)
+    np.testing.assert_array_equal(agrees, np.asarray(best)[CONTEXT + 3 : -1] == answer)
+
+
+def test_pieces_are_few_shapes_and_cover_everything():
+    for length in (1, 2, 37, 64, 1000):
+        found = pieces(length, 16)
+        assert [start for start, _ in found] == np.cumsum([0, *[size for _, size in found]])[:-1].tolist()
+        assert sum(size for _, size in found) == length
+        assert {size for _, size in found} <= {1, 2, 4, 8, 16}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda r: r.read(tokens(0), 8), "tokens must be a non-empty int array"),
+        (lambda r: r.read(tokens(9), 8), "capacity must be at least 9 for 9 tokens after 0, got 8"),
+        (lambda r: r.read(np.array([SHAPE["vocab_size"]]), 8), "tokens must be ids in"),
+        (lambda r: r.read(np.array([0.5]), 8), "tokens must be a non-empty int array"),
+        (lambda r: r.greedy(r.read(tokens(4), 8), tokens(2), 3), "capacity must be at least 9 for 5 tokens after 4"),
+        (lambda r: r.greedy(r.read(tokens(4), 8), tokens(2), 0), "num_tokens must be an integer >= 1"),
+        (lambda r: r.agreement(r.read(tokens(4), 8), tokens(2), tokens(0)), "answer must hold a token"),
+        (lambda r: Reader(decoder("dense"), chunk=24), "chunk must be a power of two, got 24"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(Reader(decoder("dense"), chunk=4))
