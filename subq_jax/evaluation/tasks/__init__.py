@@ -4,12 +4,23 @@
 gives the same haystack. Each module holds one family and says where its tasks come from.
 """
 
-from subq_jax.evaluation.tasks import code, legal, licences, mrcr, records
+from subq_jax.evaluation.tasks import (
+    code,
+    legal,
+    licences,
+    mrcr,
+    records,
+    ruler_niah,
+    ruler_qa,
+    ruler_tracing,
+    ruler_words,
+)
 from subq_jax.evaluation.tasks.haystack import Haystack, Question, Request, Task
 
 __all__ = ["TASKS", "Haystack", "Question", "Request", "Task", "find_task"]
 
-FAMILIES = (mrcr, legal, licences, records, code)  # modules with a tuple TASKS
+# Modules with a tuple TASKS.
+FAMILIES = (mrcr, legal, licences, records, ruler_niah, ruler_tracing, ruler_words, ruler_qa, code)
 
 TASKS: dict[str, Task] = {task.name: task for family in FAMILIES for task in family.TASKS}
 

@@ -17,7 +17,7 @@ from subq_jax.checks import check_integer
 
 Span = tuple[int, int]  # first token, and the one after the last, of the context
 
-REMEMBERED = 100_000  # encoded pieces
+REMEMBERED = 4_000_000  # encoded pieces: tasks measure a piece first and use it much later
 
 
 class TextTokenizer(Protocol):
