@@ -4,13 +4,23 @@
 gives the same haystack. Each module holds one family and says where its tasks come from.
 """
 
-from subq_jax.evaluation.tasks import legal, licences, mrcr, records, ruler_niah, ruler_qa, ruler_tracing, ruler_words
+from subq_jax.evaluation.tasks import (
+    code,
+    legal,
+    licences,
+    mrcr,
+    records,
+    ruler_niah,
+    ruler_qa,
+    ruler_tracing,
+    ruler_words,
+)
 from subq_jax.evaluation.tasks.haystack import Haystack, Question, Request, Task
 
 __all__ = ["TASKS", "Haystack", "Question", "Request", "Task", "find_task"]
 
 # Modules with a tuple TASKS.
-FAMILIES = (ruler_niah, ruler_tracing, ruler_words, ruler_qa, mrcr, legal, licences, records)
+FAMILIES = (ruler_niah, ruler_tracing, ruler_words, ruler_qa, mrcr, legal, licences, records, code)
 
 TASKS: dict[str, Task] = {task.name: task for family in FAMILIES for task in family.TASKS}
 
