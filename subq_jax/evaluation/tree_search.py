@@ -51,7 +51,8 @@ def tree_statistics(
       `scored`: summaries that it scores for a query at most, over those that flat scores.
 
     Raises:
-      ValueError: if the model has no router, or for a tree that cannot hold the selection.
+      ValueError: if the model has no router, for a tree that cannot hold the selection, and for sequences so short that
+        no sampled query has a block to choose.
     """
     layers = [layer.attention for layer in model.layers if isinstance(layer.attention, SelectiveAttention)]
     if not layers:
@@ -61,6 +62,8 @@ def tree_statistics(
     positions = sample_positions(tokens.shape[1], num_runs)
     graphdef, params = nnx.split(model)
     choices = _flat_choices(graphdef, params, jnp.asarray(tokens), positions, flat)
+    if not any((choice.ids >= 0).any() for choice in choices):
+        raise ValueError(f"tokens must be long enough to have blocks to choose from, got length {tokens.shape[1]}")
     return [_compare(choices, positions, config) for config in configs]
 
 
@@ -121,7 +124,7 @@ def _found(flat: _Flat, positions, config: SelectionConfig):
         choice = search_tree(router_q, tree, place, config)
         return jnp.moveaxis(choice.chosen, 1, 2), jnp.moveaxis(choice.certified, 1, 2)
 
-    expanded = config.beam_width * max(config.fanouts)
+    expanded = config.beam_width * max(config.fanouts, default=1)  # without fan-outs it is flat's own choice
     rows = chunk_rows(batch * heads * width * expanded)
     chosen, certified = map_query_chunks(chunk, (flat.router_q, sampled_place(positions, batch, config)), rows)
     found = (flat.ids[..., :, None] == chosen[..., None, :]).any(axis=-1) & (flat.ids >= 0)

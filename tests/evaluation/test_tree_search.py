@@ -44,7 +44,16 @@ def test_scored_summaries_are_the_top_level_and_the_children_of_what_is_kept():
     assert scored_share(dataclasses.replace(config, fanouts=(4,)), 3200) == (800 + 12 * 4) / 3200
 
 
+def test_no_tree_at_all_is_flat():
+    (found,) = tree_statistics(decoder("selective", budget=16), tokens(), [((), 32)])
+    assert found["recall"] == found["certified"] == found["scored"] == 1
+
+
 def test_what_has_no_router_or_no_room_is_refused():
+    with pytest.raises(ValueError, match="tokens must be long enough to have blocks to choose from, got length 6"):
+        tree_statistics(decoder("selective"), tokens()[:, :6], TREES)
+    with pytest.raises(ValueError, match="num_runs must be an integer >= 1, got 0"):
+        tree_statistics(decoder("selective"), tokens(), TREES, num_runs=0)
     with pytest.raises(ValueError, match="model must have layers with a router, got mechanism='dense'"):
         tree_statistics(decoder("dense"), tokens(), TREES)
     with pytest.raises(ValueError, match="beam_width must be an integer >= 1, got 0"):
