@@ -102,7 +102,8 @@ class CausalAttention(nnx.MultiHeadAttention):
           **arguments: those of the subclass's `attend`.
 
         Raises:
-          ValueError: for anything that is not causal self-attention, and for `decode` without a cache or beyond it.
+          ValueError: for anything that is not causal self-attention, and for `decode` without a cache, beyond it or
+            in a phase of training.
         """
         if any(x is not None and x is not inputs_q for x in (inputs_k, inputs_v)):
             raise ValueError("inputs_k and inputs_v must be None or inputs_q: this is causal self-attention")
@@ -119,6 +120,8 @@ class CausalAttention(nnx.MultiHeadAttention):
             check_integers("segment_ids", segment_ids, inputs_q.shape[:-1], "[..., T]")
             segment_ids = segment_ids.reshape(x.shape[:2])
         if decode:
+            if arguments.get("phase", "sparse") != "sparse" or arguments.get("distil"):
+                raise ValueError(f"decode must be False in training: phase is sparse and distil False, got {arguments}")
             self.check_cache(*x.shape[:2])
         q, k, v = self.project(x, segment_ids=segment_ids, decode=decode, sharding=qkv_sharding)
         kept, further = self.project_further(q, k, v, segment_ids=segment_ids, decode=decode)
