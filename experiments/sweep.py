@@ -46,15 +46,15 @@ _GPUS = flags.DEFINE_integer(
 
 
 def prepare(cells: list[Cell], workdir: Path) -> None:
-    """Claims every cell's folder for its config and makes the data ready, before anything is trained.
+    """Makes the data ready and claims every cell's folder for its config, before anything is trained.
 
     Raises:
       ValueError: when a folder belongs to another config, or the data cannot be used.
     """
-    for cell in cells:
-        claim_workdir(_folder(workdir, cell), ConfigDict(cell.config), "")
     for task in dict.fromkeys(cell.task for cell in cells):
         data_info(ConfigDict(next(cell.config for cell in cells if cell.task == task)).data)
+    for cell in cells:  # after that: a folder claimed for data that cannot be used would refuse the corrected config
+        claim_workdir(_folder(workdir, cell), ConfigDict(cell.config), "")
 
 
 def is_complete(cell: Cell, workdir: Path) -> bool:

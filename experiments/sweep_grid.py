@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subq_jax.checks import check_integer
+from subq_jax.checks import check_integer, check_mapping
 from subq_jax.data.config import RECALL_TASKS
 from subq_jax.data.recall import check_eval_length
 from subq_jax.reporting.results import Row
@@ -47,9 +47,14 @@ def grid(config: ConfigDict) -> list[Cell]:
     Raises:
       ValueError: for missing or unknown fields of `config.sweep`, and for everything wrong in a cell's config.
     """
-    sweep = config.sweep
+    sweep = config.get("sweep", ConfigDict())
+    check_mapping("sweep", sweep)
     if set(sweep) != set(_FIELDS):
         raise ValueError(f"config.sweep must have exactly the fields {_FIELDS}, got {tuple(sweep)}")
+    check_mapping("sweep.tasks", sweep.tasks)
+    for name in ("mechanisms", "budgets", "learning_rates", "seeds", "eval_lengths"):
+        if not isinstance(sweep[name], list | tuple):
+            raise ValueError(f"sweep.{name} must be a tuple of values, got {sweep[name]!r}")
     for name in ("tasks", "mechanisms", "budgets", "seeds", "eval_lengths"):
         if not sweep[name]:
             raise ValueError(f"sweep.{name} must not be empty")
@@ -72,25 +77,31 @@ def grid(config: ConfigDict) -> list[Cell]:
                 for rate in tuple(sweep.learning_rates) or (None,):
                     for seed in sweep.seeds:
                         cells.append(_cell(config, task, overrides, mechanism, budget, rate, seed, evaluation))
+    names = [cell.name for cell in cells]
+    if repeated := sorted(name for name in set(names) if names.count(name) > 1):
+        raise ValueError(f"cells must have names of their own; values too close to tell apart make {repeated}")
     return cells
 
 
 def _cell(config, task, overrides, mechanism, budget, rate, seed, evaluation) -> Cell:
-    name = "-".join([task, mechanism, *([] if budget is None else [str(budget)]),
+    name = "-".join([task, str(mechanism), *([] if budget is None else [str(budget)]),
                      *([] if rate is None else [f"lr{rate:g}"]), f"seed{seed}"])
+    if "/" in name:
+        raise ValueError(f"cell {name}: a cell is a folder, and its name must not have a slash")
+    check_mapping(f"sweep.tasks.{task}", overrides)
     own = ConfigDict({field: value for field, value in config.to_dict().items() if field != "sweep"})
-    own.update(overrides.to_dict())
-    own.seed = seed
-    own.model.mechanism = mechanism
-    if budget is not None:
-        own.model.budget = budget
-    if rate is not None:
-        own.optimizer.learning_rate = rate
     try:
+        own.update(overrides.to_dict())
+        own.seed = seed
+        own.model.mechanism = mechanism
+        if budget is not None:
+            own.model.budget = budget
+        if rate is not None:
+            own.optimizer.learning_rate = rate
         run = check_config(own)
         if run.data.task in RECALL_TASKS:
             for length in evaluation["lengths"]:
                 check_eval_length(run.data, length)
-    except ValueError as error:
+    except (AttributeError, TypeError, ValueError) as error:  # a ConfigDict refuses a value of another type
         raise ValueError(f"cell {name}: {error}") from error
     return Cell(name, task, mechanism, budget, seed, own.to_dict(), evaluation)

@@ -73,6 +73,8 @@ def selective_attention(
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {sorted(IMPLEMENTATIONS)} or None, got {implementation!r}")
     place, present = checks.locate(q, k, q_offset, kv_length, segment_ids, config.block_size)
+    if selection is not None:
+        selection = jnp.asarray(selection, jnp.int32)  # a narrow type cannot hold every block id
     q, router_q = (clear_padding_rows(x, place) for x in (q, router_q))
     if tree is None:
         tree = build_tree(clear_absent_keys(router_k, present), config)

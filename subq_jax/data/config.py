@@ -81,6 +81,16 @@ class DataConfig:
         return {name: getattr(self, name) for name in ("task", "seq_len", "batch_size", *_TASK_FIELDS[self.task])}
 
 
+def check_stages(config: DataConfig, block_size: int) -> None:
+    """Raises ValueError unless rows of text can be cut to the lengths of the curriculum, each at a block's start."""
+    for _, length in config.curriculum if config.task == "text" else ():
+        if config.seq_len % length or length % block_size and length < config.seq_len:
+            raise ValueError(
+                f"data.curriculum lengths must divide data.seq_len={config.seq_len} and be multiples of "
+                f"block_size={block_size}, got {length}"
+            )
+
+
 def _checked_curriculum(entries, task: str) -> tuple[tuple[int, ...], ...]:
     names = tuple(_STAGE_FIELDS)[: 2 if task == "text" else 3]
     shape = f"({', '.join(names)})"

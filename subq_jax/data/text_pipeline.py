@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from subq_jax.data.code_corpus import prepare
-from subq_jax.data.config import DataConfig
+from subq_jax.data.config import DataConfig, check_stages
 from subq_jax.data.packing import Packing, pack
 from subq_jax.data.tokenizers import SMALLEST_BPE, BpeTokenizer, ByteTokenizer, Tokenizer, train_bpe
 from subq_jax.files import exclusive, sync
@@ -89,7 +89,7 @@ def train_iterator(
     Process `i` gets the `i`-th share of the rows of each global batch, which does not depend on `process_count`. A
     shorter stage of the curriculum cuts these rows; what follows a cut does not see what stood before it.
     """
-    _check_stages(config, block_size)
+    check_stages(config, block_size)
     split = TokenisedSplit.load(config, "train")
     packing = pack(split.document_starts, config.seq_len, block_size)
     share = config.batch_size // process_count
@@ -106,15 +106,6 @@ def train_iterator(
         .map_with_index(gather)
         .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED_BATCHES))
     )
-
-
-def _check_stages(config: DataConfig, block_size: int) -> None:
-    for _, length in config.curriculum:
-        if config.seq_len % length or length % block_size and length < config.seq_len:
-            raise ValueError(
-                f"data.curriculum lengths must divide data.seq_len={config.seq_len} and be multiples of "
-                f"block_size={block_size}, got {length}"
-            )
 
 
 def eval_batches(

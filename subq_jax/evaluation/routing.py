@@ -16,6 +16,7 @@ from flax import nnx
 
 from subq_jax.attention.mechanisms import ROUTED
 from subq_jax.axes import ChosenBlocks, Tokens
+from subq_jax.checks import check_integer
 from subq_jax.data import DataConfig, make_eval_batches
 from subq_jax.kernels.xla.dense import chunk_rows
 from subq_jax.kernels.xla.layout import map_query_chunks
@@ -108,6 +109,7 @@ def routing_statistics(model: Decoder, tokens: Tokens, num_runs: int = 32) -> di
 
 def sample_positions(length: int, num_runs: int) -> jax.Array:
     """Positions int32 [m] of the sampled queries: at most `num_runs` runs of neighbours in the second half."""
+    check_integer("num_runs", num_runs)
     runs = min(num_runs, max(1, length // (2 * RUN)))
     starts = length // 2 + (jnp.arange(runs) * (length - length // 2 - min(RUN, length)) // max(1, runs - 1))
     rows = jnp.maximum(starts, 0)[:, None] + jnp.arange(min(RUN, length))[None]

@@ -67,8 +67,8 @@ def search_statistics(model: Decoder, tokens: Tokens, searches: Sequence[TreeSea
       `cost`: products of one channel that it takes for a query at most, over those that flat takes.
 
     Raises:
-      ValueError: if the model has no router, for a search that cannot hold the selection, or sketches and nothing to
-        fit them to.
+      ValueError: if the model has no router, for a search that cannot hold the selection, sketches and nothing to fit
+        them to, and for sequences so short that no sampled query has a block to choose.
     """
     layers = [layer.attention for layer in model.layers if isinstance(layer.attention, SelectiveAttention)]
     if not layers:
@@ -76,6 +76,8 @@ def search_statistics(model: Decoder, tokens: Tokens, searches: Sequence[TreeSea
     flat = dataclasses.replace(layers[0].selection, fanouts=())
     trees = [_tree(flat, search) for search in searches]  # wrong ones are refused before anything is computed
     choices, seen = _flat_choices(model, tokens, flat, num_runs), None
+    if not any((choice.ids >= 0).any() for choice in choices):
+        raise ValueError(f"tokens must be long enough to have blocks to choose from, got length {tokens.shape[1]}")
     if any(isinstance(search, SketchSearch) for search in searches):
         if fitted_to is None:
             raise ValueError("fitted_to must hold the sequences that sketches are fitted to")
@@ -161,7 +163,7 @@ def _found(flat: _Flat, sketch: Sketch | None, positions, config: SelectionConfi
             certified = jnp.zeros(chosen.shape[:-1], bool)
         return jnp.moveaxis(chosen, 1, 2), jnp.moveaxis(certified, 1, 2)
 
-    listed = kept if sketch is not None else config.beam_width * max(config.fanouts)
+    listed = kept if sketch is not None else config.beam_width * max(config.fanouts, default=1)
     rows = chunk_rows(batch * heads * max(width * listed, flat.summaries.shape[2]))
     chosen, certified = map_query_chunks(chunk, (flat.router_q, sampled_place(positions, batch, config)), rows)
     found = (flat.ids[..., :, None] == chosen[..., None, :]).any(axis=-1) & (flat.ids >= 0)

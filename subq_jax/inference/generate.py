@@ -2,6 +2,7 @@
 
 import functools
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -42,13 +43,13 @@ def generate(
     if (unknown := np.asarray(prompt)[(prompt < 0) | (prompt >= model.config.vocab_size)]).size:
         raise ValueError(f"prompt must hold ids in [0, vocab_size={model.config.vocab_size}), got {unknown[0]}")
     check_integer("num_tokens", num_tokens, 1)
-    if not math.isfinite(temperature) or temperature < 0:
-        raise ValueError(f"temperature must be finite and >= 0, got {temperature}")
+    if not isinstance(temperature, numbers.Real) or not math.isfinite(temperature) or temperature < 0:
+        raise ValueError(f"temperature must be finite and >= 0, got {temperature!r}")
     if temperature > 0 and key is None:
         raise ValueError(f"key must be given to sample at temperature={temperature}")
     graph, cache, weights = split_for_decoding(model, prompt.shape[0], prompt.shape[1] + num_tokens)
     keys = jax.random.split(jax.random.key(0) if key is None else key, num_tokens)
-    return _generate(graph, temperature > 0, cache, weights, prompt.astype(jnp.int32), keys, temperature)
+    return _generate(graph, bool(temperature > 0), cache, weights, prompt.astype(jnp.int32), keys, temperature)
 
 
 def split_for_decoding(model: Decoder, batch: int, length: int) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

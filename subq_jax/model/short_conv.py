@@ -10,6 +10,7 @@ from flax import nnx
 
 from subq_jax.axes import SegmentIds
 from subq_jax.model.logical_axes import named_param
+from subq_jax.selection.visibility import document_starts
 
 
 class ShortConvolution(nnx.Module):
@@ -32,13 +33,14 @@ class ShortConvolution(nnx.Module):
             self.cached_tail[...] = joined[:, length:].astype(self.cached_tail.dtype)
         else:
             joined = jnp.pad(x, ((0, 0), (past, 0), (0, 0), (0, 0)))
+        if segment_ids is not None:  # not by equal ids: a later document may have an earlier one's
+            reach = jnp.arange(length)[None] - document_starts(segment_ids)
         kernel = self.taps(x.dtype)
         total = jnp.zeros_like(x)
         for back in range(self.width):
             part = joined[:, past - back : past - back + length] * kernel[back][None, None]
             if segment_ids is not None and back:
-                same = jnp.pad(segment_ids[:, back:] == segment_ids[:, :-back], ((0, 0), (back, 0)))
-                part = jnp.where(same[..., None, None], part, 0)
+                part = jnp.where((reach >= back)[..., None, None], part, 0)
             total += part
         return total
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from subq_jax.attention.mechanisms import WARM_UP
 from subq_jax.checks import check_fields, check_integer, check_mapping
 from subq_jax.data import DataConfig
+from subq_jax.data.config import check_stages
 from subq_jax.model.config import DecoderConfig
 
 SECTIONS = ("data", "model", "optimizer", "training")
@@ -113,6 +114,7 @@ def check_config(config: ConfigDict, *, vocab_size: int | None = None) -> RunCon
             f"optimizer.warmup_steps must be < training.steps={training.steps}, got {optimizer.warmup_steps}"
         )
     model = _check_model(sections["model"], vocab_size)
+    check_stages(data, model.block_size)
     return RunConfig(config.seed, data, model, optimizer, training)
 
 

@@ -89,6 +89,7 @@ def loss_and_grads(
       microbatches: parts that the batch goes through one after another, their gradients added up.
     """
     weight = jnp.maximum(batch["loss_weights"].sum(dtype=jnp.float32), 1.0)
+    positions = lambda part: (part["segment_ids"] >= 0).sum(dtype=jnp.float32) if packed else part["inputs"].size
 
     def loss_fn(params, part):
         segment_ids = part["segment_ids"] if packed else None
@@ -96,7 +97,8 @@ def loss_and_grads(
         logits, kept = run(part["inputs"], segment_ids=segment_ids, phase=phase, distil=distil)
         total, _ = weighted_cross_entropy(logits, part["targets"], part["loss_weights"])
         divergences = jax.tree.leaves(kept)
-        divergence = sum(divergences, jnp.zeros(())) / (max(1, len(divergences)) * microbatches)
+        share = positions(part) / jnp.maximum(positions(batch), 1)  # a divergence is a mean over what is no padding
+        divergence = sum(divergences, jnp.zeros(())) / max(1, len(divergences)) * share
         return total / weight + divergence, (total / weight, divergence)
 
     def one(part):

@@ -259,6 +259,37 @@ def test_a_foreign_selection_cannot_leak_or_count_twice(implementation):
     np.testing.assert_array_equal(selection[0, 11, 0], [-1, -1, -1, -1])
 
 
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8])
+def test_a_selection_of_a_narrow_type_cannot_leak(implementation, dtype):
+    values = arrays(8, 1, 600, 600, 1, 1)  # 300 blocks, more than 8 bits count
+    config = SelectionConfig(block_size=2, num_blocks=2, local_blocks=1, sink_blocks=1)
+    ids = np.full((1, 600, 1, 2), 3)
+    run = lambda ids: selective_attention(
+        *values, config, selection=ids, implementation=implementation, return_selection=True)
+    for narrow, wide in zip(run(ids.astype(dtype)), run(ids.astype(np.int32)), strict=True):
+        np.testing.assert_array_equal(narrow, wide)
+
+
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
+def test_gates_that_overflow_hide_their_blocks(implementation):
+    q, k, v, router_q, router_k = arrays(12, 1, 32, 32, 1, 1)
+    values = (q, k, v, 1e25 * router_q, -1e25 * router_k)
+    config = SelectionConfig(block_size=4, num_blocks=2, local_blocks=1, sink_blocks=0)
+    out, _, grads = value_and_grads(values, config, implementation, True)
+    none = jnp.full((1, 32, 1, 2), -1, jnp.int32)
+    expected, _, expected_grads = value_and_grads(values, config, implementation, True, selection=none)
+    for actual, wanted in zip((out, *grads), (expected, *expected_grads), strict=True):
+        np.testing.assert_allclose(actual, wanted, atol=1e-5)
+
+
+def test_float16_holds_the_mean_of_values_whose_sum_it_cannot_hold():
+    q, k, v, router_q, router_k = arrays(13, 1, 256, 256, 1, 1, dtype=jnp.float16)
+    values = (q, k, jnp.full_like(v, 6e4), router_q, router_k)
+    config = SelectionConfig(block_size=32, num_blocks=2, local_blocks=1, sink_blocks=1)
+    np.testing.assert_allclose(selective_attention(*values, config), values[2], rtol=2e-3)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_stays_near_the_reference(dtype):
     values = arrays(9, 1, 96, 96, 2, 2, dtype=dtype)

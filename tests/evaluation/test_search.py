@@ -54,6 +54,11 @@ def test_costs_count_the_top_level_and_the_children_of_what_is_kept():
     assert costs == [(8 + 4 * 4) / blocks, (4 + 3 * 2 + 3 * 4) / blocks, 2 / model.config.router_dim + 8 / blocks]
 
 
+def test_no_tree_at_all_is_flat():
+    (found,) = search_statistics(decoder("selective", budget=16), tokens(), [TreeSearch((), 32)])
+    assert found["recall"] == found["certified"] == found["cost"] == 1
+
+
 @pytest.mark.parametrize(
     ("search", "fitted_to", "message"),
     [
@@ -69,6 +74,10 @@ def test_a_search_that_cannot_be_is_refused(search, fitted_to, message):
         search_statistics(decoder("selective", budget=16), tokens(), [search], fitted_to)
 
 
-def test_a_model_without_a_router_is_refused():
+def test_a_model_without_a_router_and_sequences_without_a_choice_are_refused():
+    with pytest.raises(ValueError, match="tokens must be long enough to have blocks to choose from, got length 6"):
+        search_statistics(decoder("selective"), tokens()[:, :6], TREES)
+    with pytest.raises(ValueError, match="num_runs must be an integer >= 1, got 0"):
+        search_statistics(decoder("selective"), tokens(), TREES, num_runs=0)
     with pytest.raises(ValueError, match="model must have layers with a router, got mechanism='dense'"):
         search_statistics(decoder("dense"), tokens(), TREES)

@@ -177,6 +177,14 @@ def test_other_evaluation_reuses_the_training_folder(trained, run):
     assert len(trained.calls) == 4  # training is asked again, and answers from its own last checkpoint
 
 
+def test_data_that_cannot_be_used_claims_no_folder(run, tmp_path):
+    config = small_config()
+    config.sweep.tasks.recall.data.curriculum = ((0, 7, 1),)
+    with pytest.raises(ValueError, match="data.curriculum length must divide the tokens"):
+        run(config)
+    assert not (tmp_path / "cells").exists()
+
+
 def test_bad_input_is_refused_before_any_training(trained, run):
     run(small_config())
     config = small_config()
@@ -210,10 +218,21 @@ def test_bad_input_is_refused_before_any_training(trained, run):
     ("learning_rates", (1e-3, 1e-3), r"sweep.learning_rates must not repeat itself, got \(0.001, 0.001\)"),
     ("learning_rates", (-1.0,), "cell recall-dense-lr-1-seed0: optimizer.learning_rate must be > 0, got -1.0"),
     ("learning_rates", ("fast",), "sweep.learning_rates must be numbers, got 'fast'"),
+    ("learning_rates", (1e-3, 1.0000001e-3), r"too close to tell apart make \['recall-dense-lr0.001-seed0'"),
+    ("learning_rates", 1e-3, "sweep.learning_rates must be a tuple of values, got 0.001"),
+    ("mechanisms", "dense", "sweep.mechanisms must be a tuple of values, got 'dense'"),
+    ("seeds", 3, "sweep.seeds must be a tuple of values, got 3"),
+    ("seeds", ("one",), "cell recall-dense-seedone: .*'seed'"),
+    ("budgets", (0.5,), "cell recall-selective-0.5-seed0: .*'budget'"),
+    ("tasks", ("recall",), "sweep.tasks must be a mapping of fields to values, got"),
+    ("tasks", {"recall": 3}, "sweep.tasks.recall must be a mapping of fields to values, got 3"),
+    ("tasks", {"a/b": {}}, "cell a/b-dense-seed0: a cell is a folder, and its name must not have a slash"),
+    ("tasks", {"recall": {"model": {"width": "wide"}}}, "cell recall-dense-seed0: .*'width'"),
 ])
 def test_a_sweep_that_could_not_be_evaluated_is_refused(field, value, message):
     config = small_config()
-    config.sweep[field] = value
+    with config.ignore_type():
+        config.sweep[field] = value
     with pytest.raises(ValueError, match=message):
         grid(config)
 

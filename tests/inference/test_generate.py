@@ -135,6 +135,8 @@ def test_a_numpy_prompt_is_as_good_as_a_jax_one():
     ({"temperature": float("nan")}, "temperature must be finite and >= 0, got nan"),
     ({"temperature": float("inf")}, "temperature must be finite and >= 0, got inf"),
     ({"temperature": -1.0}, "temperature must be finite and >= 0, got -1.0"),
+    ({"temperature": "warm"}, "temperature must be finite and >= 0, got 'warm'"),
+    ({"temperature": None}, "temperature must be finite and >= 0, got None"),
     ({"temperature": 0.7}, "key must be given to sample at temperature=0.7"),
 ])
 def test_wrong_requests_are_refused_by_name(changes, message):

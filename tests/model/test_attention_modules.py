@@ -184,6 +184,15 @@ def test_calls_that_are_not_causal_self_attention_are_refused(name, arguments, m
         build(name, key_conv_width=3)(activations(1), **arguments)
 
 
+@pytest.mark.parametrize("arguments", [{"phase": "dense"}, {"phase": "gated"}, {"distil": True}])
+@pytest.mark.parametrize("name", ["selective", "learned_router", "oracle_topk"])
+def test_a_phase_of_training_does_not_decode(name, arguments):
+    module = build(name)
+    module.init_cache((1, LENGTH, WIDTH))
+    with pytest.raises(ValueError, match="decode must be False in training: .*, got {'(phase|distil)': "):
+        module(activations(1), decode=True, **arguments)
+
+
 def test_activations_of_another_width_are_refused():
     with pytest.raises(ValueError, match="inputs_q must have in_features=16 features"):
         build("dense")(jnp.zeros((1, 4, 8)))

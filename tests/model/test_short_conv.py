@@ -24,3 +24,10 @@ def test_each_output_is_the_weighted_sum_of_the_tokens_up_to_it(share):
             if t - back >= 0 and segment_ids[0, t - back] == segment_ids[0, t]:
                 expected[0, t] += kernel[back] * x[0, t - back]
     np.testing.assert_allclose(layer(x, segment_ids=segment_ids), expected, atol=1e-6)
+
+
+def test_a_document_hears_nothing_of_an_earlier_one_with_its_id():
+    layer = RunningMean(1, 1, 5)
+    x = np.asarray(jax.random.normal(jax.random.key(0), (1, 8, 1, 1)))
+    out = layer(x, segment_ids=np.array([[0, 0, 1, -1, 0, 0, 0, 0]]))
+    np.testing.assert_array_equal(out[:, 4:], layer(x[:, 4:]))

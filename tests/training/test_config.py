@@ -57,6 +57,14 @@ def test_wrong_value_is_named(tmp_path, tiny_config, field, value, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_stages_that_would_cut_rows_of_text_inside_a_block_leave_the_workdir_alone(tmp_path):
+    config = code.get_config("smoke")
+    config.data.curriculum = ((0, 8), (5, 256))
+    with pytest.raises(ValueError, match=r"data.curriculum lengths must divide .* block_size=16, got 8"):
+        train(config, tmp_path / "run", show_progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_missing_and_unknown_fields_are_named(tiny_config):
     del tiny_config.training.log_every
     with pytest.raises(ValueError, match=r"training lacks \['log_every'\]"):

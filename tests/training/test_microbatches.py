@@ -11,18 +11,18 @@ from subq_jax.training import train
 from subq_jax.training.step import loss_and_grads
 
 
-@pytest.mark.parametrize("route", ["gate", "both"])
-@pytest.mark.parametrize("microbatches", [2, 4])
-def test_parts_add_up(route, microbatches):
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("route", "microbatches"), [("gate", 2), ("both", 2), ("both", 4)])
+def test_parts_add_up(route, microbatches, packed):
     graph, weights = nnx.split(decoder("selective", router_training=route))
     keys = jax.random.split(jax.random.key(0), 3)
     inputs, targets = (jax.random.randint(key, (4, 24), 0, SHAPE["vocab_size"]) for key in keys[:2])
     # Rows of unequal weight: a mean of means would be another loss.
     counted = jnp.arange(4)[:, None] >= jnp.arange(24)[None] % 5
     batch = {"inputs": inputs, "targets": targets, "loss_weights": 1.0 * counted,
-             "segment_ids": jnp.zeros((4, 24), jnp.int32)}
+             "segment_ids": jnp.where(jnp.arange(24)[None] < jnp.array([24, 24, 24, 3])[:, None], 0, -1)}
     run = lambda parts: jax.jit(
-        lambda w: loss_and_grads(graph, w, batch, "sparse", route == "both", False, parts))(weights)
+        lambda w: loss_and_grads(graph, w, batch, "sparse", route == "both", packed, parts))(weights)
     for a, b in zip(*(jax.tree.leaves(run(parts)) for parts in (1, microbatches)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4)
 

@@ -25,7 +25,7 @@ from subq_jax.kernels.xla.layout import (
     unfold_keys,
     unfold_queries,
 )
-from subq_jax.kernels.xla.tile import merge, row_delta
+from subq_jax.kernels.xla.tile import NO_KEYS, merge, row_delta
 from subq_jax.selection.choose import admit_selection, block_scores, choose_blocks, matmul_precision, scores_of
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
@@ -76,7 +76,8 @@ def choose(
             scores = block_scores(router_q, tree.levels[0])
             chosen = choose_blocks(scores, place, config)
             picked = jnp.take_along_axis(scores, jnp.maximum(chosen, 0), axis=-1)
-        return tuple(x.swapaxes(1, 2) for x in (chosen, jnp.where(chosen >= 0, picked, 0.0)))
+        picked = jnp.where(chosen >= 0, jnp.maximum(picked, NO_KEYS), 0.0)  # -inf - -inf is NaN where parts are merged
+        return tuple(x.swapaxes(1, 2) for x in (chosen, picked))
 
     results = map_query_chunks(chunk, (router_q, place, selection), rows)
     return tuple(x.swapaxes(1, 2) for x in results)

@@ -7,6 +7,8 @@ Leading axes are free (`...`); `m` query tokens, `G` heads of a KV head, `n` key
 Partial results of several tiles merge by their log-sum-exp, as in FlashAttention (arXiv 2205.14135).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -55,10 +57,11 @@ def tile_partial(q, k, v):
     """The tile's part of a softmax, all of it visible: (out [..., m, G, H], top [..., m, G], lse [..., m, G]).
 
     `out` is the sum of `exp(logit - top) * v` in `q`'s dtype, so that it need not be divided before parts are merged:
-    a row's result is the sum over its parts of `out * exp(top - lse of all)`. `top` and `lse` are float32.
+    a row's result is the sum over its parts of `out * exp(top - lse of all)`. `top` and `lse` are float32. `top` is the
+    largest logit and log n above it: the weights then sum to 1 at most, and no sum of values is beyond float16.
     """
     logits = tile_logits(q, k, 0.0)
-    top = jax.lax.stop_gradient(logits).max(axis=-1, keepdims=True)
+    top = jax.lax.stop_gradient(logits).max(axis=-1, keepdims=True) + math.log(k.shape[-2])
     weights = jnp.exp(logits - top)
     lse = top + jnp.log(weights.sum(axis=-1, keepdims=True))
     return _over_features(weights.astype(v.dtype), v, q.dtype), top[..., 0], lse[..., 0]

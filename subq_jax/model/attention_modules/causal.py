@@ -94,6 +94,8 @@ class CausalAttention(nnx.MultiHeadAttention):
             check_integers("segment_ids", segment_ids, inputs_q.shape[:-1], "[..., T]")
             segment_ids = segment_ids.reshape(x.shape[:2])
         if decode:
+            if arguments.get("phase", "sparse") != "sparse" or arguments.get("distil"):
+                raise ValueError(f"decode must be False in training: phase is sparse and distil False, got {arguments}")
             self.check_cache(*x.shape[:2])
         q, k, v = self.project(x, segment_ids=segment_ids, decode=decode, sharding=qkv_sharding)
         kept, further = self.project_further(q, k, v, segment_ids=segment_ids, decode=decode)
