@@ -77,7 +77,7 @@ class CausalAttention(nnx.MultiHeadAttention):
         Raises:
           TypeError: for `segment_ids` that are no integers.
           ValueError: for anything that is not causal self-attention, segment ids that do not fit, and `decode` without
-            a cache or beyond it.
+            a cache, beyond it or in a phase of training.
         """
         if any(x is not None and x is not inputs_q for x in (inputs_k, inputs_v)):
             raise ValueError("inputs_k and inputs_v must be None or inputs_q: this is causal self-attention")
