@@ -2,6 +2,7 @@
 
 import functools
 
+import pytest
 from programs import program
 
 from subq_jax.files import read_rows
@@ -9,6 +10,7 @@ from subq_jax.files import read_rows
 search = functools.partial(program, "search_choice", ())
 
 
+@pytest.mark.slow
 def test_every_search_of_the_grids_is_judged(tmp_path):
     trained = program("train", ("--config=configs/recall.py:smoke", "--progress=false"), tmp_path)
     assert trained.returncode == 0, trained.stderr

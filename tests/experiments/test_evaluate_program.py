@@ -20,6 +20,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_samples_scores_and_report_are_written_and_resumed(tmp_path, trained):
     done = evaluation(tmp_path, f"--runs={trained}", "--lengths=512")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -40,13 +41,18 @@ def test_samples_scores_and_report_are_written_and_resumed(tmp_path, trained):
     [
         (("--tasks=telepathy",), "task must be one of"),
         (("--lengths=long",), "--lengths integers"),
-        (("--lengths=100",), "phonebook needs length"),
-        (("--runs=/nonexistent",), "FileNotFoundError"),
+        ((), "FileNotFoundError"),
     ],
 )
-def test_what_cannot_be_asked_is_said_in_one_line(tmp_path, trained, flags, message):
-    done = evaluation(tmp_path, f"--runs={trained}", *flags)
+def test_what_cannot_be_asked_is_said_in_one_line(tmp_path, flags, message):
+    done = evaluation(tmp_path, "--runs=/nonexistent", *flags)
     assert done.returncode != 0 and message in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_length_without_room_is_said_in_one_line(tmp_path, trained):
+    done = evaluation(tmp_path, f"--runs={trained}", "--lengths=100")
+    assert done.returncode != 0 and "phonebook needs length" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_right_model_scores_everything():
