@@ -85,6 +85,6 @@ def test_commands_exist(path, command):
 def test_commands_are_found_at_all():
     named = {command[0] for path, command in COMMANDS if path.name == "README.md"}
     assert named == {"experiments.train", "experiments.sweep", "experiments.benchmark_attention",
-                     "experiments.benchmark_generation", "experiments.search_choice"}
+                     "experiments.benchmark_generation", "experiments.search_choice", "experiments.evaluate"}
     assert experiment_commands("`python -m experiments.a --b=1` and\npython -m experiments.c \\\n  --d") == [
         ["experiments.a", "--b=1"], ["experiments.c", "--d"]]

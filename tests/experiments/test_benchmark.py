@@ -14,13 +14,16 @@ SMALL = ("--budget=32", "--block_size=8", "--num_heads=2", "--head_dim=8", "--ro
 benchmark = functools.partial(program, "benchmark_attention", SMALL)
 
 
-def test_every_arm_is_timed_and_the_quadratic_one_is_left_out_in_time(tmp_path):
+@pytest.mark.slow
+def test_every_arm_is_timed(tmp_path):
     done = benchmark(tmp_path, "--lengths=64", f"--mechanisms={','.join(MECHANISMS)}")
     assert done.returncode == 0, done.stderr
     rows = read_rows(tmp_path / "results.jsonl")
     assert len(rows) == 2 * len(MECHANISMS) + len(SELECTING) and all(row["seconds"] > 0 for row in rows)
     assert (tmp_path / "forward_seconds.png").read_bytes().startswith(b"\x89PNG")
 
+
+def test_a_tree_is_timed_and_the_quadratic_arm_is_left_out_in_time(tmp_path):
     done = benchmark(tmp_path, "--lengths=64,128", "--mechanisms=selective", "--fanouts=2,2", "--beam_width=2")
     assert done.returncode == 0, done.stderr
     assert {row["length"] for row in read_rows(tmp_path / "results.jsonl")} == {64, 128}

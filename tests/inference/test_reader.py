@@ -24,7 +24,7 @@ def test_every_question_gets_the_answer_of_a_fresh_run(mechanism):
     model = decoder(mechanism)
     reader = Reader(model, chunk=4)
     read = reader.read(tokens(CONTEXT), CAPACITY)
-    for seed, length in ((1, 5), (2, 7), (1, 5), (3, 0)):
+    for seed, length in ((1, 5), (2, 5), (1, 5), (3, 0)):
         prompt = tokens(length, seed)
         whole = np.concatenate([tokens(CONTEXT), prompt])
         expected = np.asarray(generate(model, whole[None], 6)[0][0])

@@ -33,6 +33,7 @@ def test_a_batch_that_cannot_be_cut_evenly_is_refused(tmp_path, tiny_config):
         train(tiny_config, tmp_path, show_progress=False)
 
 
+@pytest.mark.slow
 def test_a_run_in_parts_is_the_run_as_a_whole(tmp_path, tiny_config):
     tiny_config.training.steps, tiny_config.training.dense_steps = 6, 2
     tiny_config.optimizer.warmup_steps = 2
