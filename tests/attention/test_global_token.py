@@ -66,7 +66,7 @@ def attend(*values, **where):
     return global_token_attention(*values, WINDOW, BLOCK, **where)
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_values_and_gradients_are_those_of_the_definition(packed):
     values = arrays()
     segment_ids = PACKED if packed else None

@@ -64,7 +64,7 @@ def test_router_queries_that_are_means_over_neighbours_go_on_across_chunks():
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("beam_width", [1, 8])
+@pytest.mark.parametrize("beam_width", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_decoding_through_a_tree_equals_the_full_forward(beam_width):
     """With a beam of 1 the tree prunes: the choice is not flat's, but decoding makes the same one."""
     model, prompt = decoder("selective", fanouts=(2, 2), beam_width=beam_width), tokens(27)

@@ -12,7 +12,8 @@ from subq_jax.training.step import loss_and_grads
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(("route", "microbatches"), [("gate", 2), ("both", 2), ("both", 4)])
+@pytest.mark.parametrize(("route", "microbatches"), [
+    pytest.param("gate", 2, marks=pytest.mark.slow), pytest.param("both", 2, marks=pytest.mark.slow), ("both", 4)])
 def test_parts_add_up(route, microbatches, packed):
     graph, weights = nnx.split(decoder("selective", router_training=route))
     keys = jax.random.split(jax.random.key(0), 3)

@@ -15,7 +15,8 @@ def test_a_run_goes_from_dense_through_gated_to_sparse(tiny_config):
     assert phases() == ["sparse"] * 5
 
 
-@pytest.mark.parametrize("route", [pytest.param("distilled", marks=pytest.mark.slow), "both"])
+@pytest.mark.slow
+@pytest.mark.parametrize("route", ["distilled", "both"])
 def test_a_distilled_router_comes_nearer_to_dense_attention(tmp_path, tiny_config, route):
     tiny_config.model.router_training = route
     tiny_config.training.steps, tiny_config.training.dense_steps, tiny_config.training.ungated_steps = 40, 30, 20
