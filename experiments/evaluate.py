@@ -8,13 +8,11 @@ whose haystacks are made of it.
 """
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -29,6 +27,7 @@ from subq_jax.inference.reader import Reader
 from subq_jax.reporting.evaluation import write_evaluation, write_evaluation_plots
 from subq_jax.reporting.results import arm_name
 from subq_jax.training import train
+from subq_jax.training.workdir import stored_config
 
 _RUNS = flags.DEFINE_list("runs", [], "Folders of training runs.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for samples, scores and report.")
@@ -44,18 +43,19 @@ _MARGIN = flags.DEFINE_float("margin", 0.02, "Difference of scores that counts a
 
 
 class Model:
-    """A trained run as it answers: its arm, its tokenizer and a reader of its caches."""
+    """A trained run as it answers: its arm, its tokenizer, `text` (equal where tokenizers are) and a reader."""
 
     def __init__(self, workdir: Path):
         from subq_jax.data.text_pipeline import TokenisedSplit
 
-        config = ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"])
+        config = stored_config(workdir)
         data = DataConfig.from_mapping(config.data)
         if data.task != "text":
             raise ValueError(f"{workdir} must be a run on text, got data.task={data.task!r}")
         self.arm = {"mechanism": config.model.mechanism, "seed": config.seed,
                     "budget": None if config.model.mechanism == "dense" else config.model.budget}
-        self.tokenizer = TokenisedSplit.load(data, "validation").tokenizer
+        split = TokenisedSplit.load(data, "validation")
+        self.tokenizer, self.text = split.tokenizer, split.fingerprint
         self.reader = Reader(train(config, workdir, show_progress=False).model)
 
 
@@ -81,11 +81,14 @@ def evaluate_runs(models: list[Model], tasks: list[Task], lengths: list[int], sa
     corpus = load_corpus(_CORPUS.value, _SUFFIX.value)
     with samples.open("a", encoding="utf-8") as file:
         for task, length, index in track(list(asked(tasks, lengths)), "haystacks", console=console):
+            haystacks = {}
             for model in models:
                 if (task.name, length, index, *(model.arm[x] for x in ("mechanism", "budget", "seed"))) in done:
                     continue
-                haystack = task.build(Request(length, model.tokenizer, _SEED.value, index, _QUESTIONS.value, corpus))
-                rows = answer_questions(model.reader, model.tokenizer, task, haystack)
+                if model.text not in haystacks:
+                    request = Request(length, model.tokenizer, _SEED.value, index, _QUESTIONS.value, corpus)
+                    haystacks[model.text] = task.build(request)
+                rows = answer_questions(model.reader, model.tokenizer, task, haystacks[model.text])
                 append_rows(file, [row | model.arm for row in rows])
 
 

@@ -7,12 +7,10 @@ the same weighted by the attention that the layer pays them, how often the choic
 flat's. Sketches are fitted to other held-out sequences. A run that is not finished is trained to its end first.
 """
 
-import json
 from pathlib import Path
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
@@ -21,6 +19,7 @@ from subq_jax.evaluation import SketchSearch, TreeSearch, search_statistics
 from subq_jax.evaluation.routing import held_out_tokens
 from subq_jax.files import write_rows
 from subq_jax.training import train
+from subq_jax.training.workdir import stored_config
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
 _LENGTH = flags.DEFINE_integer("length", 131072, "Tokens of a sequence.", lower_bound=2)
@@ -48,7 +47,7 @@ def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
     grid, workdir = searches(), Path(_WORKDIR.value).absolute()
     try:
-        config = ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"])
+        config = stored_config(workdir)
         model = train(config, workdir).model
         tokens = held_out_tokens(model, config.data, length=_LENGTH.value, batch_size=2 * _BATCH.value,
                                  seed=config.seed)

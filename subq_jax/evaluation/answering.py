@@ -16,8 +16,8 @@ def answer_questions(reader: Reader, tokenizer: Tokenizer, task: Task, haystack:
     with the end-of-document token or after `task.answer_tokens`.
 
     Returns:
-      `haystack.rows()`, without `input`, and with `answer`: the text said, `score`: 0 to 1, `depth`: the share of the
-      context before the first evidence, None where there is none.
+      `haystack.row` of each, with `answer`: the text said, `score`: 0 to 1, `depth`: the share of the context before
+      the first evidence, None where there is none.
 
     Raises:
       ValueError: where the tokenizer has ids that the model does not know.
@@ -25,12 +25,11 @@ def answer_questions(reader: Reader, tokenizer: Tokenizer, task: Task, haystack:
     context = np.concatenate([[tokenizer.bos_id], haystack.tokens])
     read = reader.read(context, haystack.length + 1)
     rows = []
-    for question, row in zip(haystack.questions, haystack.rows(), strict=True):
+    for number, question in enumerate(haystack.questions):
         prompt = np.concatenate([tokenizer.encode(question.text), tokenizer.encode(question.answer_prefix)])
         said = np.asarray(reader.greedy(read, prompt, task.answer_tokens))
         ends = np.flatnonzero(said == tokenizer.eos_id)
         answer = tokenizer.decode(said[: ends[0]] if len(ends) else said)
-        del row["input"]  # the task, seed, length and index make it again
         depth = question.evidence[0][0] / len(haystack.tokens) if question.evidence else None
-        rows.append(row | {"answer": answer, "score": task.score(answer, question), "depth": depth})
+        rows.append(haystack.row(number) | {"answer": answer, "score": task.score(answer, question), "depth": depth})
     return rows

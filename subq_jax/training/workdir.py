@@ -43,6 +43,11 @@ def claim_workdir(workdir: Path, config: ConfigDict, data_fingerprint: str, *, w
             write_text(path, json.dumps(ours, indent=2, sort_keys=True) + "\n")
 
 
+def stored_config(workdir: Path) -> ConfigDict:
+    """The config that the run in `workdir` was started with; raises OSError or ValueError where there is none."""
+    return ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"])
+
+
 @contextlib.contextmanager
 def only_process_in(workdir: Path) -> Iterator[None]:
     """Holds `workdir` for this process; the hold ends with the process, however it ends.

@@ -75,12 +75,17 @@ class Haystack:
         """One row a question, with the fields of RULER's JSONL files and `task`, `haystack`, `evidence`, `wrong`."""
         context = self.context
         for number, question in enumerate(self.questions):
-            yield {
-                "index": self.index * len(self.questions) + number, "input": context + question.text,
-                "outputs": list(question.outputs), "length": self.length, "answer_prefix": question.answer_prefix,
-                "token_position_answer": question.evidence[0][0] if question.evidence else -1, "task": self.task,
-                "haystack": self.index, "evidence": [list(span) for span in question.evidence],
-                "wrong": list(question.wrong)}
+            yield {"input": context + question.text} | self.row(number)
+
+    def row(self, number: int) -> dict:
+        """The row of question `number` without `input`, which the task makes again from seed, length and index."""
+        question = self.questions[number]
+        return {
+            "index": self.index * len(self.questions) + number, "outputs": list(question.outputs),
+            "length": self.length, "answer_prefix": question.answer_prefix,
+            "token_position_answer": question.evidence[0][0] if question.evidence else -1, "task": self.task,
+            "haystack": self.index, "evidence": [list(span) for span in question.evidence],
+            "wrong": list(question.wrong)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

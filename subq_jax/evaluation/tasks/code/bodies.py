@@ -70,8 +70,6 @@ def edit_similarity(answer: str, question: BodyQuestion) -> float:
     return difflib.SequenceMatcher(None, question.body_in(answer), question.outputs[0], autojunk=False).ratio()
 
 
-
-
 @functools.lru_cache(4)
 def _functions(repository: Repository) -> list[Definition]:
     """Functions with examples in their docstrings."""
