@@ -39,7 +39,10 @@ class Cell:
 
 
 def grid(config: ConfigDict) -> list[Cell]:
-    """The cells of `config`, seeds innermost; a task's overrides are merged into the base config.
+    """The cells of `config`, seeds outermost; a task's overrides are merged into the base config.
+
+    In this order a sweep cut short has every arm, and cells that differ in their seed alone, which share their compiled
+    programs, do not compile them side by side.
 
     Every arm is run at each of `sweep.learning_rates`, or with none given at the config's own. With
     `sweep.timing_repeats=0` forward passes are not timed: cells side by side on one accelerator slow each other down.
@@ -71,11 +74,11 @@ def grid(config: ConfigDict) -> list[Cell]:
     evaluation = {"lengths": list(sweep.eval_lengths), "num_batches": sweep.eval_batches,
                   "batch_size": sweep.eval_batch_size, "timing_repeats": sweep.timing_repeats}
     cells = []
-    for task, overrides in sweep.tasks.items():
-        for mechanism in sweep.mechanisms:
-            for budget in (None,) if mechanism == "dense" else tuple(sweep.budgets):
-                for rate in tuple(sweep.learning_rates) or (None,):
-                    for seed in sweep.seeds:
+    for seed in sweep.seeds:
+        for task, overrides in sweep.tasks.items():
+            for mechanism in sweep.mechanisms:
+                for budget in (None,) if mechanism == "dense" else tuple(sweep.budgets):
+                    for rate in tuple(sweep.learning_rates) or (None,):
                         cells.append(_cell(config, task, overrides, mechanism, budget, rate, seed, evaluation))
     names = [cell.name for cell in cells]
     if repeated := sorted(name for name in set(names) if names.count(name) > 1):
