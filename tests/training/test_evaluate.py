@@ -59,7 +59,8 @@ def test_recall_scores_by_length():
 
 def test_chunks_do_not_change_the_scores(monkeypatch):
     whole = score(Oracle(spoiled=True))
-    monkeypatch.setattr("subq_jax.evaluation.held_out.tokens_per_chunk", lambda: 64)  # two rows of 32, or one longer one
+    two_short_rows_or_one_long = 64
+    monkeypatch.setattr("subq_jax.evaluation.held_out.tokens_per_chunk", lambda: two_short_rows_or_one_long)
     for row, expected in zip(score(Oracle(spoiled=True)), whole, strict=True):
         assert row == pytest.approx(expected)
 
