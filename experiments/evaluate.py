@@ -21,17 +21,17 @@ from experiments.program import run
 from subq_jax.data.config import DataConfig
 from subq_jax.evaluation.answering import answer_questions
 from subq_jax.evaluation.summary import comparisons, depth_table, effective_lengths, score_table
-from subq_jax.evaluation.tasks import Request, Task, find_task
 from subq_jax.files import append_rows, read_rows, write_rows
 from subq_jax.inference.reader import Reader
 from subq_jax.reporting.evaluation import write_evaluation, write_evaluation_plots
 from subq_jax.reporting.results import arm_name
+from subq_jax.tasks import Request, Task, find_task
 from subq_jax.training import train
 from subq_jax.training.workdir import stored_config
 
 _RUNS = flags.DEFINE_list("runs", [], "Folders of training runs.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for samples, scores and report.")
-_TASKS = flags.DEFINE_list("tasks", ["phonebook", "mqar", "counting"], "Names of `subq_jax.evaluation.tasks.TASKS`.")
+_TASKS = flags.DEFINE_list("tasks", ["phonebook", "mqar", "counting"], "Names of `subq_jax.tasks.TASKS`.")
 _LENGTHS = flags.DEFINE_list("lengths", ["2048", "8192"], "Tokens of a prompt with its answer.")
 _HAYSTACKS = flags.DEFINE_integer("haystacks", 10, "Haystacks of each task and length.", lower_bound=1)
 _QUESTIONS = flags.DEFINE_integer("questions", 4, "Questions about a haystack, where it has as many.", lower_bound=1)
@@ -61,7 +61,7 @@ class Model:
 
 def load_corpus(folder: str, suffix: str) -> tuple[str, ...]:
     """The documents of a folder, none for ""."""
-    from subq_jax.data.source_folder import scan
+    from subq_jax.source_folder import scan
 
     if not folder:
         return ()

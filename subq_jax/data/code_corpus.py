@@ -10,12 +10,12 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from absl import logging
 
-from subq_jax.data.source_folder import SPLITS, Scan, read_document, scan
 from subq_jax.files import exclusive
+from subq_jax.source_folder import SPLITS, Scan, read_document, scan
 
 
 class CodeCorpus(tfds.core.GeneratorBasedBuilder):
-    """Documents (text, path, package) of a folder; see `subq_jax.data.source_folder.scan` for which files count.
+    """Documents (text, path, package) of a folder; see `subq_jax.source_folder.scan` for which files count.
 
     The default source is the standard library of the running interpreter without tests and installed packages. The
     config is named by the fingerprint of the folder's content, so a changed folder is another dataset. The counts of

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from subq_jax.data.tokenizers import Tokenizer
-from subq_jax.evaluation.tasks import Haystack, Task
 from subq_jax.inference.reader import Reader
+from subq_jax.tasks import Haystack, Task
 
 
 def answer_questions(reader: Reader, tokenizer: Tokenizer, task: Task, haystack: Haystack) -> list[dict[str, Any]]:

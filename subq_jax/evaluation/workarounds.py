@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from subq_jax.checks import check_integer
-from subq_jax.evaluation.tasks.haystack import Encoder
+from subq_jax.tasks.haystack import Encoder
 
 Reader = Callable[[str, str], str]
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from subq_jax.data.code_corpus import CodeCorpus, prepare
-from subq_jax.data.source_folder import scan
+from subq_jax.source_folder import scan
 
 
 def read(folder, split):

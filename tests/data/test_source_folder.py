@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from subq_jax.data.source_folder import assign_splits, scan
+from subq_jax.source_folder import assign_splits, scan
 
 
 def test_binary_empty_duplicate_and_hidden_files_are_skipped_and_counted(source_folder):

@@ -7,8 +7,8 @@ import pytest
 
 from subq_jax.data import data_info, make_eval_batches
 from subq_jax.data.packing import pack
-from subq_jax.data.source_folder import scan
 from subq_jax.data.tokenizers import ByteTokenizer
+from subq_jax.source_folder import scan
 
 BOS, EOS, PAD = 256, 257, 258
 

@@ -45,7 +45,7 @@ def test_bpe_training_is_deterministic(tmp_path, bpe):
 def test_bpe_sees_the_training_split_only(text_config, tmp_path, source_folder):
     config = DataConfig.from_mapping(text_config | dict(tokenizer="bpe", bpe_vocab_size=400))
     cached = TokenisedSplit.load(config, "validation").tokenizer
-    from subq_jax.data.source_folder import scan
+    from subq_jax.source_folder import scan
 
     training = {d.path for d in scan(str(source_folder)).documents if d.split == "train"}
     train_bpe([(source_folder / path).read_text(encoding="utf-8") for path in sorted(training)], 400, tmp_path / "bpe")

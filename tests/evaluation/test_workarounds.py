@@ -5,8 +5,8 @@ import re
 import pytest
 
 from subq_jax.data.tokenizers import ByteTokenizer
-from subq_jax.evaluation.tasks.haystack import Encoder
 from subq_jax.evaluation.workarounds import ChunkIndex, chunk_and_vote, map_then_reduce, retrieve_then_read, split_text
+from subq_jax.tasks.haystack import Encoder
 
 ENCODER = Encoder(ByteTokenizer())
 FILLING = [f"On day {day} the harbour of Oslo saw {day % 7} ships and a slow grey rain. " for day in range(300)]

@@ -6,8 +6,8 @@ import pytest
 from programs import program
 
 from subq_jax.evaluation.answering import answer_questions
-from subq_jax.evaluation.tasks import Request, find_task
 from subq_jax.files import read_rows
+from subq_jax.tasks import Request, find_task
 
 evaluation = functools.partial(program, "evaluate", ("--tasks=phonebook", "--haystacks=2", "--questions=2"))
 

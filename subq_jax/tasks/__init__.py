@@ -1,0 +1,32 @@
+"""Long-context tasks: generators of haystacks with questions, and the scorers of their answers.
+
+`TASKS` names all of them. A task builds a `Haystack` of a wanted length in tokens from a seed; the same request always
+gives the same haystack. Each module holds one family and says where its tasks come from.
+"""
+
+from subq_jax.tasks import (
+    code,
+    legal,
+    licences,
+    mrcr,
+    records,
+    ruler_niah,
+    ruler_qa,
+    ruler_tracing,
+    ruler_words,
+)
+from subq_jax.tasks.haystack import Haystack, Question, Request, Task
+
+__all__ = ["TASKS", "Haystack", "Question", "Request", "Task", "find_task"]
+
+# Modules with a tuple TASKS.
+FAMILIES = (ruler_niah, ruler_tracing, ruler_words, ruler_qa, mrcr, legal, licences, records, code)
+
+TASKS: dict[str, Task] = {task.name: task for family in FAMILIES for task in family.TASKS}
+
+
+def find_task(name: str) -> Task:
+    """The task called `name`; raises ValueError, listing all names, if there is none."""
+    if name not in TASKS:
+        raise ValueError(f"task must be one of {sorted(TASKS)}, got {name!r}")
+    return TASKS[name]

@@ -1,0 +1,55 @@
+"""Software engineering over real repositories: search, completion across files, bodies with doctests, edits.
+
+The repository is `Request.corpus`, documents whose first line is `# path/to/file.py` (`source_documents` reads a folder
+so), or the standard library if the corpus is empty. Its whole files, in random order, fill the context.
+
+Each task has a renamed variant, `_renamed`, in which functions and classes have made-up names throughout, and each of
+the two a control, `_no_context`: the same questions without the context.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from subq_jax.tasks.code.bodies import BODY, passes_doctests
+from subq_jax.tasks.code.completion import FAR, IDENTIFIER, NEXT_LINE, is_line, is_name
+from subq_jax.tasks.code.context import Family
+from subq_jax.tasks.code.edits import EDIT, share_of_sites
+from subq_jax.tasks.code.repository import source_documents
+from subq_jax.tasks.code.search import BY_CALL, BY_DESCRIPTION, is_found
+from subq_jax.tasks.haystack import Haystack, Question, Request, Task
+
+__all__ = ["TASKS", "source_documents"]
+
+REPOQA = "RepoQA (Liu et al., 2024, arXiv:2406.06025)"
+COMPLETION = "CrossCodeEval (Ding et al., 2023, arXiv:2310.11248), RepoBench (Liu et al., 2023, arXiv:2306.03091)"
+
+
+def _variants(family: Family, score: Callable[[str, Question], float], source: str) -> Iterator[Task]:
+    """The task of a family, renamed and not, with and without context."""
+    for renamed in (False, True):
+        for context in (True, False):
+            name = family.name + "_renamed" * renamed + "_no_context" * (not context)
+            yield Task(name, _builder(family, name, renamed, context), score, family.answer_tokens, source)
+
+
+def _builder(family: Family, name: str, renamed: bool, context: bool) -> Callable[[Request], Haystack]:
+    def build(request: Request) -> Haystack:
+        haystack = dataclasses.replace(family.build(request, renamed), task=name)
+        if context:
+            return haystack
+        questions = tuple(dataclasses.replace(question, evidence=()) for question in haystack.questions)
+        return dataclasses.replace(haystack, pieces=(), tokens=np.zeros(0, np.int32), questions=questions)
+
+    return build
+
+
+TASKS = (
+    *_variants(BY_DESCRIPTION, is_found, f"{REPOQA}; descriptions are docstrings, and comments count"),
+    *_variants(BY_CALL, is_found, f"{REPOQA}; asks by a call in place of a description"),
+    *_variants(NEXT_LINE, is_line, f"{COMPLETION}; the definition stands in the first {1 - FAR:.0%} of the context"),
+    *_variants(IDENTIFIER, is_name, f"{COMPLETION}; the rest of the line is shown"),
+    *_variants(BODY, passes_doctests, "ours: a function's own doctests run with the body the model writes"),
+    *_variants(EDIT, share_of_sites, "ours: a new parameter and its argument in all calls"),
+)

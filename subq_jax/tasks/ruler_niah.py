@@ -1,0 +1,251 @@
+"""RULER's eight needles in a haystack (Hsieh et al., 2024, arXiv:2404.06654; NVIDIA/RULER, Apache-2.0).
+
+Sentences bind keys to values; the question names keys and wants all their values. They stand among a sentence of noise
+again and again, among sentences of natural text, or among other such sentences, which makes every key a distractor.
+"""
+
+import dataclasses
+import functools
+import itertools
+import re
+import uuid
+from collections.abc import Iterator
+
+import numpy as np
+
+from subq_jax.tasks.haystack import Encoder, Haystack, Question, Request, Task, assemble, room_for_context
+from subq_jax.tasks.scores import share_of_references
+from subq_jax.tasks.words import ADJECTIVES, NOUNS
+
+# RULER's wording; the singular forms are for questions with one answer.
+TEMPLATE = (
+    "Some special magic {type_needle_v} are hidden within the following text. Make sure to memorize it. I will quiz "
+    "you about the {type_needle_v} afterwards.\n{context}\nWhat are all the special magic {type_needle_v} for {query} "
+    "mentioned in the provided text?")
+ANSWER_PREFIX = " The special magic {type_needle_v} for {query} mentioned in the provided text are"
+SINGULAR = (("Some", "A"), ("are all", "is"), ("are", "is"))
+NEEDLE = ("One of the special magic {type_needle_v} for", " {key}", " is:", " {value}", ".")
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
+ANSWER_TOKENS = 128
+
+LONGEST_SENTENCE = 60  # words; text without full stops is cut here, so that needles find places in it
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """RULER's parameters of a needle task.
+
+    Attributes:
+      haystack: "noise", "essay" or "needle".
+      keys: "words" or "uuids".
+      values: "numbers" or "uuids".
+      num_keys: inserted, beside those of a haystack of needles.
+      num_values: of each key.
+      num_queries: keys in one question.
+    """
+
+    haystack: str
+    keys: str = "words"
+    values: str = "numbers"
+    num_keys: int = 1
+    num_values: int = 1
+    num_queries: int = 1
+
+    def wording(self) -> tuple[str, str, str]:
+        """The text before the context, the question and the answer's prefix; `{query}` is still to be filled in."""
+        texts, noun = [TEMPLATE, ANSWER_PREFIX], self.values
+        if self.num_queries * self.num_values == 1:
+            noun = noun.removesuffix("s")
+            for plural, singular in SINGULAR:
+                texts = [text.replace(plural, singular) for text in texts]
+        template, prefix = (text.replace("{type_needle_v}", noun) for text in texts)
+        header, question = template.split("{context}\n")
+        return header, question, prefix
+
+    def needle(self, key: str, value: str) -> tuple[str, ...]:
+        """The parts of the sentence that binds `value` to `key`; only two of them are new, so encoding is quick."""
+        return tuple(part.format(type_needle_v=self.values, key=key, value=value) for part in NEEDLE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A key and its values."""
+
+    key: str
+    values: tuple[str, ...]
+
+
+KINDS = {
+    "niah_single_1": Kind("noise"),
+    "niah_single_2": Kind("essay"),
+    "niah_single_3": Kind("essay", values="uuids"),
+    "niah_multikey_1": Kind("essay", num_keys=4),
+    "niah_multikey_2": Kind("needle"),
+    "niah_multikey_3": Kind("needle", keys="uuids", values="uuids"),
+    "niah_multivalue": Kind("essay", num_values=4),
+    "niah_multiquery": Kind("essay", num_keys=4, num_queries=4),
+}
+
+
+def build(name: str, request: Request) -> Haystack:
+    """The haystack of the needle task `name`."""
+    kind, rng, encoder = KINDS[name], request.rng(name), Encoder(request.tokenizer)
+    fill = _among_needles if kind.haystack == "needle" else _among_text
+    pieces, entries, places, groups = fill(name, kind, request, rng, encoder)
+
+    def ask(spans):
+        for group in groups:
+            text, prefix = _question(kind, [entries[i] for i in group])
+            yield Question(
+                text, prefix, tuple(value for i in group for value in entries[i].values),
+                evidence=tuple((spans[first][0], spans[last][1]) for i in group for first, last in places[i]),
+                wrong=tuple(value for i, entry in enumerate(entries) if i not in group for value in entry.values))
+
+    return assemble(request, name, pieces, ask, encoder, ANSWER_TOKENS)
+
+
+def spread(rng: np.random.Generator, fillers: list[str], needles: list[str]) -> tuple[list[str], list[int]]:
+    """The needles, in their order, each before another random filler; and where they are in the resulting list."""
+    pieces = list(fillers)
+    places = np.sort(rng.choice(len(fillers), len(needles), replace=False)) + np.arange(len(needles))
+    for needle, place in zip(needles, places, strict=True):
+        pieces.insert(place, needle)
+    return pieces, places.tolist()
+
+
+def _among_needles(name, kind, request, rng, encoder):
+    """As many needles as fit, in random order; the first drawn are asked about.
+
+    Returns the pieces, the entries, the first and last piece of each needle of each entry, and the groups of entries
+    that share a question.
+    """
+    header = kind.wording()[0]
+    entries, longest, used = [], 0, encoder.count(header) + ANSWER_TOKENS
+    for entry in _entries(kind, rng):
+        if len(entries) < request.num_questions:
+            longest = max(longest, encoder.count(*_question(kind, [entry])))
+        used += encoder.count(*kind.needle(entry.key, *entry.values), "\n")
+        if used + longest > request.length:
+            break
+        entries.append(entry)
+    else:
+        raise ValueError(f"{name} has {len(entries)} keys, too few for length={request.length}")
+    if len(entries) < 2:
+        raise ValueError(f"{name} needs at least 2 needles where length={request.length}: with this tokenizer "
+                         f"{len(entries) + 1} of them take {used + longest} tokens")
+    order = rng.permutation(len(entries))
+    lines = ((*kind.needle(entries[i].key, *entries[i].values), "\n") for i in order)
+    pieces = [header, *itertools.chain.from_iterable(lines)]
+    size = len(NEEDLE) + 1
+    places = [((1 + size * line, size * (line + 1)),) for line in np.argsort(order).tolist()]
+    return pieces, entries, places, [(i,) for i in range(min(request.num_questions, len(entries)))]
+
+
+def _among_text(name, kind, request, rng, encoder):
+    """Noise or natural text with the needles in it, each before another sentence; returns as `_among_needles`."""
+    header = kind.wording()[0]
+    entries = list(itertools.islice(_entries(kind, rng), kind.num_keys))
+    shuffled = rng.permutation(kind.num_keys).reshape(-1, kind.num_queries).tolist()
+    groups = shuffled[:request.num_questions]
+    asked = max((_question(kind, [entries[i] for i in group]) for group in groups),
+                key=lambda texts: encoder.count(*texts))
+    needles = ["".join(kind.needle(entry.key, value)) for entry in entries for value in entry.values]
+    if kind.haystack == "noise":
+        needles = [needle + "\n" for needle in needles]
+        least = [NOISE] * len(needles)
+        room = room_for_context(request, name, encoder, ANSWER_TOKENS, header, *asked, *needles, *least)
+        start, sentences = [header], least + [NOISE] * (room // encoder.count(NOISE))
+    else:
+        needles = [" " + needle for needle in needles]
+        room = room_for_context(request, name, encoder, ANSWER_TOKENS, header, *asked, *needles, "\n")
+        opening, *sentences = natural_text(request, name, rng, encoder, room, len(needles))
+        start, sentences = [header, opening], [*sentences, "\n"]
+    order = rng.permutation(len(needles))
+    pieces, places = spread(rng, sentences, [needles[i] for i in order])
+    place_of = len(start) + np.array(places)[np.argsort(order)]
+    places = [[(place, place) for place in row] for row in place_of.reshape(kind.num_keys, kind.num_values).tolist()]
+    return [*start, *pieces], entries, places, groups
+
+
+def natural_text(request: Request, name: str, rng: np.random.Generator, encoder: Encoder, room: int,
+                 at_least: int) -> list[str]:
+    """Sentences of the corpus that fill `room` tokens, its documents in random order; the last one is cut at a word.
+
+    Every sentence but the first begins with a space.
+
+    Raises:
+      ValueError: when the corpus is too small, or fewer than `at_least` sentences fit.
+    """
+    pieces = []
+    for document in rng.permutation(len(request.corpus)):
+        for sentence in _sentences(request.corpus[document]):
+            words = [(" " if pieces else "") + sentence[0], *(" " + word for word in sentence[1:])]
+            while words and encoder.count("".join(words)) > room:
+                words.pop()
+            if words:
+                pieces.append("".join(words))
+                room -= encoder.count(pieces[-1])
+            if len(words) < len(sentence) or not room:
+                if len(pieces) < at_least:
+                    raise ValueError(f"{name} needs room for {at_least} sentences, length={request.length} has it for "
+                                     f"{len(pieces)}")
+                return pieces
+    raise ValueError(f"{name} needs {room} more tokens of corpus for length={request.length}")
+
+
+def _sentences(document: str) -> Iterator[list[str]]:
+    """The words of each sentence."""
+    sentence = []
+    for word in document.split():
+        sentence.append(word)
+        if len(sentence) == LONGEST_SENTENCE or re.search(r"[.!?][\"')\]]*$", word):
+            yield sentence
+            sentence = []
+    if sentence:
+        yield sentence
+
+
+def _entries(kind: Kind, rng: np.random.Generator) -> Iterator[Entry]:
+    """Entries whose keys and values never repeat, until there are no more keys."""
+    keys = _word_keys(rng) if kind.keys == "words" else _uuids(rng)
+    values = _numbers(rng) if kind.values == "numbers" else _uuids(rng)
+    for key in keys:
+        yield Entry(key, tuple(itertools.islice(values, kind.num_values)))
+
+
+def _word_keys(rng):
+    for i in rng.permutation(len(ADJECTIVES) * len(NOUNS)):
+        yield f"{ADJECTIVES[i // len(NOUNS)]}-{NOUNS[i % len(NOUNS)]}"
+
+
+def _numbers(rng):
+    """Distinct numbers of 7 digits; there are more of them than keys."""
+    seen = set()
+    while True:
+        number = int(rng.integers(10**6, 10**7))
+        if number not in seen:
+            seen.add(number)
+            yield str(number)
+
+
+def _uuids(rng):
+    while True:
+        yield str(uuid.UUID(bytes=rng.bytes(16), version=4))
+
+
+def _question(kind: Kind, entries: list[Entry]) -> tuple[str, str]:
+    """The question about the keys of `entries`, and the answer's prefix."""
+    *most, last = (entry.key for entry in entries)
+    query = f"{', '.join(most)}, and {last}" if most else last
+    return tuple(text.format(query=query) for text in kind.wording()[1:])
+
+
+def _source(kind: Kind) -> str:
+    keys = f"; keys of {len(ADJECTIVES)} adjectives and {len(NOUNS)} nouns of our own" if kind.keys == "words" else ""
+    if kind.haystack == "essay":
+        return f"RULER-style: sentences of the corpus instead of essays, needles at any depth{keys}"
+    return f"RULER{keys}"
+
+
+TASKS = tuple(Task(name, functools.partial(build, name), share_of_references, ANSWER_TOKENS, _source(kind))
+              for name, kind in KINDS.items())

@@ -1,0 +1,111 @@
+"""Contract tasks: a parser that reads contracts as a lawyer would answers them all."""
+
+import re
+
+import pytest
+from tiny_tasks import build, check_common, check_solved, decoded
+
+from subq_jax.tasks import find_task
+from subq_jax.tasks.legal import COMPANIES, SERVICES, STATES, TERMS
+
+NAMES = "legal_clause", "legal_term", "legal_definition", "legal_exception"
+LENGTHS = 7000, 20_000, 150_000
+STATED = {  # what a clause says, by what it is called in a question
+    "notice period for": "terminate the {} Services for convenience by (.*?) days",
+    "time to cure": "terminate the {} Services for a breach not cured within (.*?) days",
+    "fee for": r"termination of the {} Services, Customer shall pay Provider a fee of (\$[\d,]+)",
+    "law that governs": "the termination of the {} Services is governed by the laws of (.*?)[.]",
+}
+
+
+def contracts(context):
+    """{(provider, customer): {section number: text}}"""
+    parts = re.split(r"AGREEMENT between (.*) \(\"Provider\"\) and (.*) \(\"Customer\"\)\n", context)[1:]
+    return {tuple(parts[at:at + 2]): dict(re.findall(r"Section (\d+\.\d+) [A-Z][\w ]*\. (.*)\n\n", parts[at + 2]))
+            for at in range(0, len(parts), 3)}
+
+
+def stated(sections, question):
+    """The section a question is about and what it says."""
+    service = re.search("the ([A-Z][a-zA-Z ]*) Services", question)[1]
+    pattern = next(pattern for name, pattern in STATED.items() if name in question).format(service)
+    (found,) = [(number, match[1]) for number, text in sections.items() if (match := re.search(pattern, text))]
+    return found
+
+
+def solve(context, question):
+    parties = re.search("agreement between (.*?) and (.*?(?:Ltd|LLC|Inc))", question).groups()
+    sections = contracts(context)[parties]
+    if "Which section" in question:
+        return stated(sections, question)[0]
+    if term := re.search("how much is the \"(.*?)\"", question):
+        text = " ".join(sections.values())
+        number = re.search(f'"{term[1]}" has the meaning given to "(.*?)" in Section (.*?)[.] ', text)
+        return re.search(rf'"{number[1]}" means (\S+)[.]', sections[number[2]])[1]
+    number, value = stated(sections, question)
+    if condition := re.search("in days, (.*)[?]", question):
+        texts = " ".join(sections.values())
+        return re.search(f"Notwithstanding Section {number}, {condition[1]} the period stated there is (.*?) days",
+                         texts)[1]
+    return value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_common(name):
+    check_common(name, 12_000, 250)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_solved_by_reading(name):
+    check_solved(name, solve, LENGTHS)
+
+
+def test_evidence_is_the_facts_and_what_names_them():
+    for question in build("legal_exception", 12_000, num_questions=4).questions:
+        special, heading, article, *general = decoded(build("legal_exception", 12_000, num_questions=4), question)
+        number = re.match(r"Section ([\d.]+) Termination", general[1])[1]
+        assert special.startswith(f"Notwithstanding Section {number}, ")
+        assert special.endswith(f" is {question.outputs[0]} days. ")
+        assert heading.endswith(" Special cases. ") and article.startswith("ARTICLE ")
+        assert question.wrong[0] in general[0]
+    for question in build("legal_definition", 12_000, num_questions=4).questions:
+        alias, *_, = texts = decoded(build("legal_definition", 12_000, num_questions=4), question)
+        other = re.search("given to (\".*?\")", alias)[1]
+        assert f"{other} means {question.outputs[0]}. " in texts
+
+
+def test_contracts_have_50_to_200_pages_and_facts_stand_anywhere():
+    haystack = build("legal_term", 1_000_000, num_questions=50)
+    read = contracts(haystack.context)
+    assert len(read) >= 2
+    for sections in read.values():
+        assert 40 * 3000 < sum(map(len, sections.values())) < 200 * 3000
+    places = [question.evidence[0][0] for question in haystack.questions]
+    assert min(places) < 150_000 and max(places) > 850_000
+    assert len(haystack.questions) == 50
+
+
+def test_guessing_scores_the_chance_stated():
+    chances = {"period": 1 / 90, "time to": 1 / 90, "fee": 1 / 900, "law": 1 / 50}
+    days = [str(number) for number in range(10, 100)]
+    fees = [f"${number // 10},{number % 10}00" for number in range(100, 1000)]
+    score = find_task("legal_term").score
+    for question in build("legal_term", 12_000, num_questions=16).questions:
+        kind = next(kind for kind in chances if kind in question.text)
+        answers = {"fee": fees, "law": STATES}.get(kind, days)
+        assert sum(score(answer, question) for answer in answers) / len(answers) == pytest.approx(chances[kind])
+    assert "1/90 for a period, 1/900 for a fee, 1/50 for a law" in find_task("legal_term").source
+    for name, answers in (("legal_definition", fees), ("legal_exception", days)):
+        for question in build(name, 12_000, num_questions=4).questions:
+            assert sum(score(answer, question) for answer in answers) == 1
+        assert f"1/{len(answers)}" in find_task(name).source
+    haystack = build("legal_clause", 12_000, num_questions=8)
+    for question in haystack.questions:
+        for sections in contracts(haystack.context).values():
+            assert len(sections) >= 14 and sum(score(number, question) for number in sections) <= 1
+        assert sum(score(number, question) for number in sections) <= 1
+
+
+def test_names_are_distinct():
+    for names, number in ((COMPANIES, 2400), (SERVICES, 30), (STATES, 50), (TERMS, 133)):
+        assert len(set(names)) == len(names) == number

@@ -1,0 +1,326 @@
+"""RULER's tasks against its own templates, solvers that read nothing but the prompt, and goldens read by eye."""
+
+import collections
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from subq_jax.data.tokenizers import ByteTokenizer
+from subq_jax.tasks import Request, find_task, haystack, ruler_niah
+from subq_jax.tasks.words import ADJECTIVES, NOUNS
+
+GOLDEN = Path(__file__).parent / "golden"
+STORY = tuple(f"Day {day} began with rain over the {noun}. Nobody in the {adjective} town minded, said the keeper!  Why"
+              f"\nwould they? The {noun} had been {adjective} before"
+              for day, (adjective, noun) in enumerate(zip(ADJECTIVES[::30], NOUNS[::30], strict=False)))
+CODE = tuple(f'''import os
+
+LIMIT = {i}
+
+
+def {adjective}_{noun}(first, {noun}_of_{adjective}=None):
+    """Put the {adjective} {noun} where it belongs.
+
+    More words.
+    """
+    return [first, {noun}_of_{adjective}]
+
+
+class {adjective.title()}{noun.title()}:
+    """Holder number {i} of what {noun} brings."""
+
+    def use(self):
+        return {ADJECTIVES[::30][i - 1]}_{NOUNS[::30][i - 1]}(self)
+''' for i, (adjective, noun) in enumerate(zip(ADJECTIVES[::30], NOUNS[::30], strict=False)) if i)
+
+NEEDLE_TEMPLATE = (
+    "{a} special magic {type_needle_v} {are} hidden within the following text. Make sure to memorize it. I will quiz "
+    "you about the {type_needle_v} afterwards.\n{context}\nWhat {are_all} the special magic {type_needle_v} for "
+    "{query} mentioned in the provided text? The special magic {type_needle_v} for {query} mentioned in the provided "
+    "text {are}")
+VT_TEMPLATE = (
+    "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{context}\nQuestion: Find"
+    " all variables that are assigned the value {query} in the text above. Answer: According to the chain(s) of "
+    "variable assignment in the text above, {num_v} variables are assigned the value {query}, they are: ")
+CWE_TEMPLATE = (
+    "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that "
+    "appear most often.\n{context}\nQuestion: What are the 10 most common words in the above list? Answer: The top 10 "
+    "words that appear most often in the list are:")
+FWE_TEMPLATE = (
+    "Read the following coded text and track the frequency of each coded word. Find the three most frequently appeared"
+    " coded words. {context}\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the "
+    "three most frequently appeared words in the above coded text? Answer: According to the coded text above, the "
+    "three most frequently appeared words are:")
+QA_TEMPLATE = (
+    "Answer the question based on the given documents. Only give me the answer and do not output any other "
+    "words.\n\nThe following are given documents.\n\n{context}\n\nAnswer the question based on the given documents. "
+    "Only give me the answer and do not output any other words.\n\nQuestion: {query} Answer:")
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+
+NEEDLES = ("niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",
+           "niah_multivalue", "niah_multiquery")
+ANSWER_TOKENS = dict.fromkeys(NEEDLES, 128) | {"vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32, "qa_2": 32}
+TASKS = tuple(ANSWER_TOKENS)
+SYNTHETIC = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "cwe", "fwe")
+ONE_MORE = {  # bytes of what was left out, at most
+    "niah_single_1": 91, "niah_multikey_2": 100, "niah_multikey_3": 140, "vt": 91, "cwe": 40, "fwe": 60,
+    "qa_1": 400, "qa_2": 400}
+LENGTHS = (2500, 8200, 20011)
+
+
+class Words:
+    """A tokenizer of words with the space before them, and of single signs."""
+
+    def __init__(self):
+        self.ids, self.texts = {}, []
+
+    def encode(self, text):
+        for part in (parts := re.findall(r" ?\w+|\W", text)):
+            if part not in self.ids:
+                self.ids[part] = len(self.texts)
+                self.texts.append(part)
+        return np.array([self.ids[part] for part in parts], np.int32)
+
+    def decode(self, tokens):
+        return "".join(self.texts[token] for token in tokens)
+
+
+BYTES = ByteTokenizer()
+
+
+def make(name, length=2500, tokenizer=BYTES, **fields):
+    corpus = fields.pop("corpus", CODE if name.startswith("qa") else STORY)
+    return find_task(name).build(Request(length, tokenizer, corpus=corpus, **fields))
+
+
+def prompt(built, question):
+    return built.context + question.text + question.answer_prefix
+
+
+def solve(name, text):
+    """The answer, from the text of a prompt alone; and all that could be taken for a part of it."""
+    if name.startswith("niah"):
+        value_of = collections.defaultdict(list)
+        for key, value in re.findall(r"One of the special magic \w+ for (\S+) is: (\S+)\.", text):
+            value_of[key].append(value)
+        keys = re.split(r", and |, ", re.findall(r"for ([^?]+?) mentioned in the provided text", text)[-1])
+        return [value for key in keys for value in value_of[key]], [v for values in value_of.values() for v in values]
+    if name == "vt":
+        statements = re.findall(r"VAR (\w+) = (?:VAR )?(\w+)", text)
+        held = {re.findall(r"assigned the value (\d+)", text)[-1]}
+        found = []
+        for variable, value in statements:
+            if value in held:
+                held.add(variable)
+                found.append(variable)
+        return found, [variable for variable, _ in statements]
+    if name == "cwe":
+        listed = re.findall(r"\d+\. (\w+)", text[text.rindex("Below is"):])
+        return [word for word, _ in collections.Counter(listed).most_common(10)], listed
+    listed = re.findall(r"\b[a-z]{6}\b", text[text.index("coded words. ") + 12:text.index("\nQuestion")])
+    return [word for word, _ in collections.Counter(listed).most_common(3)], listed
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_goldens(name):
+    """Short prompts, each checked by eye against RULER's definition."""
+    length = {"vt": 1900, "cwe": 2600, "fwe": 800, "qa_1": 1300, "qa_2": 1500}.get(name, 900)
+    built = make(name, length, num_questions=2)
+    lines = [built.context]
+    for question in built.questions:
+        lines += [f"[question]{question.text}", f"[answer prefix]{question.answer_prefix}",
+                  f"[outputs]{', '.join(question.outputs)}", f"[wrong]{', '.join(question.wrong)}",
+                  *(f"[evidence]{BYTES.decode(built.tokens[start:end])}" for start, end in question.evidence)]
+    assert "\n".join(lines) == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("tokenizer", [BYTES, Words()], ids=["bytes", "words"])
+def test_the_length_is_filled_and_the_same_request_gives_the_same(name, tokenizer):
+    built, again = (make(name, 3000, tokenizer, num_questions=2, corpus=(*STORY, *CODE)) for _ in range(2))
+    assert built.context == again.context and built.questions == again.questions
+    assert tokenizer.decode(built.tokens) == built.context
+    used = max(len(built.tokens) + len(tokenizer.encode(question.text)) + len(tokenizer.encode(question.answer_prefix))
+               for question in built.questions) + ANSWER_TOKENS[name]
+    assert 3000 - ONE_MORE.get(name, 16) < used <= 3000
+    others = [make(name, 3000, tokenizer, corpus=(*STORY, *CODE), **fields) for fields in ({"seed": 1}, {"index": 1})]
+    assert len({built.context, *(other.context for other in others)}) == 3
+
+
+@pytest.mark.parametrize("name", TASKS[:-2])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_solver_that_reads_the_prompt_is_right_and_guesses_are_right_by_chance(name, length):
+    corpus = STORY + tuple(f"{document} {i}" for i in range(4) for document in STORY)
+    built = make(name, length, num_questions=3, corpus=corpus)
+    score = find_task(name).score
+    for question in built.questions:
+        answer, candidates = solve(name, prompt(built, question))
+        assert score(" ".join(answer), question) == 1 and sorted(answer) == sorted(question.outputs)
+        guesses = np.random.default_rng(0).permutation(sorted(set(candidates)))
+        size = len(question.outputs)
+        parts = [" ".join(guesses[i:i + size]) for i in range(0, len(guesses), size)]
+        assert sum(score(part, question) for part in parts) == pytest.approx(1)  # so a guess scores 1 / len(parts)
+
+
+@pytest.mark.parametrize("name", NEEDLES)
+def test_needles_follow_the_template(name):
+    built = make(name, 3000, num_questions=2)
+    plural = name in ("niah_multivalue", "niah_multiquery")
+    noun = "uuid" if name in ("niah_single_3", "niah_multikey_3") else "number"
+    for question in built.questions:
+        *most, last = re.findall(r"\S+?(?=, and|,| mentioned)", question.text.split(" for ")[1])
+        last = last.removeprefix("and ").split()[-1]
+        body = built.context.split("afterwards.\n", 1)[1].removesuffix("\n")
+        assert prompt(built, question) == NEEDLE_TEMPLATE.format(
+            a="Some" if plural else "A", are="are" if plural else "is", are_all="are all" if plural else "is",
+            type_needle_v=noun + "s" * plural, context=body,
+            query=", ".join(most) + f", and {last}" if most else last)
+        assert [re.fullmatch(rf"\s?One of the special magic {noun}s for \S+ is: (\S+)\.\n?", BYTES.decode(
+            built.tokens[start:end]))[1] for start, end in question.evidence] == list(question.outputs)
+    keys = re.findall(r"special magic \w+ for (\S+) is: ", built.context)
+    if name == "niah_single_1":
+        assert set(body.split("\n")) == {NOISE, BYTES.decode(built.tokens[slice(*question.evidence[0])]).strip()}
+    elif "multikey_2" in name or "multikey_3" in name:
+        assert len(keys) == len(set(keys)) == len(body.split("\n")) and len(question.wrong) == len(keys) - 1
+    else:
+        assert len(keys) == 4 if name in ("niah_multikey_1", "niah_multiquery", "niah_multivalue") else len(keys) == 1
+        rest = re.sub(r" One of the special magic \w+ for \S+ is: \S+\.", "", body)
+        assert all(sentence in " ".join(" ".join(STORY).split()) for sentence in rest.split(" Day ")[1:-1])
+    assert len(built.questions) == (2 if "multikey" in name else 1)
+
+
+def test_needles_stand_anywhere():
+    depths = [make("niah_single_1", 12000, index=i).questions[0].evidence[0][0] / 12000 for i in range(60)]
+    assert min(depths) < 0.15 and max(depths) > 0.85 and 0.35 < np.mean(depths) < 0.65
+    assert len({int(depth * 12000) % 64 for depth in depths}) > 20
+
+
+def test_tracing_follows_the_template():
+    built = make("vt", 4000)
+    (question,) = built.questions
+    text = prompt(built, question)
+    second = text.rindex("Memorize")
+    example, main = text[:second], text[second:]
+    for part, letters, ending in ((example, 3, r"  (\w+(?: \w+){4})\n\n"), (main, 5, " ")):
+        context = part.split("\n\n", 1)[1].split("\nQuestion")[0]
+        statements = [line for line in context.split("\n") if line != NOISE]
+        names, value = re.findall(r"VAR (\w+) =", context), statements[0].split(" = ")[1]
+        assert statements == [f"VAR {names[0]} = {value}",
+                              *(f"VAR {b} = VAR {a} " for a, b in zip(names, names[1:], strict=False))]
+        assert len(names) == 5 and {len(name) for name in names} == {letters} and re.fullmatch(r"\d{5}", value)
+        start = VT_TEMPLATE.format(context=context, query=value, num_v=5)
+        assert part.startswith(start[:-1]) and re.fullmatch(ending, part[len(start) - 1:])
+    assert question.outputs == tuple(names)
+    assert [BYTES.decode(built.tokens[a:b]).rstrip("\n") for a, b in question.evidence] == statements
+    assert example.rstrip().split()[-5:] == list(question.wrong)
+
+
+@pytest.mark.parametrize(("length", "example", "main"),
+                         [(3000, {3: 10, 1: 10}, (6, 1)), (9000, {10: 10, 3: 30}, (30, 3))])
+def test_common_words_follow_the_template(length, example, main):
+    built = make("cwe", length)
+    (question,) = built.questions
+    text = prompt(built, question)
+    second = text.rindex("Below")
+    parts = (text[:second], text[second:])
+    counts = []
+    for part in parts:
+        context = part.split("\n")[1]
+        words = re.findall(r"\d+\. (\w+)", context)
+        assert context == " ".join(f"{i}. {word}" for i, word in enumerate(words, 1))
+        assert part.startswith(CWE_TEMPLATE.format(context=context))
+        counts.append(collections.Counter(words))
+    solved = [word for word in re.findall(r"\d+\. (\w+)", parts[0].split("in the list are:")[1])]
+    assert parts[0].endswith(" " + " ".join(f"{i}. {word}" for i, word in enumerate(solved, 1)) + "\n")
+    assert collections.Counter(counts[0].values()) == example and set(solved) == set(question.wrong)
+    assert {counts[0][word] for word in solved} == {max(example)}
+    often, seldom = main
+    assert {counts[1].pop(word) for word in question.outputs} == {often} and set(counts[1].values()) == {seldom}
+    assert len(question.evidence) == 10 * often
+    assert {BYTES.decode(built.tokens[a:b]).strip() for a, b in question.evidence} == set(question.outputs)
+
+
+def test_frequent_words_follow_the_template():
+    built = make("fwe", 9000)
+    (question,) = built.questions
+    context = built.context.split("coded words. ")[1]
+    assert prompt(built, question) == FWE_TEMPLATE.format(context=context)
+    counts = [count for _, count in collections.Counter(context.split(" ")).most_common()]
+    num_words = next(n for n in range(9000) if int(n / (np.pi**2 / 6)) == counts[0])
+    wanted = [int(n) for rank in range(1, 200) if (n := num_words * rank**-2.0 / (np.pi**2 / 6)) >= 1]
+    assert abs(np.subtract(counts, wanted)).max() <= 1 and context.split(" ").count("...") == counts[0]
+    assert len(question.evidence) == sum(counts[1:4])
+    assert {BYTES.decode(built.tokens[a:b]).strip() for a, b in question.evidence} == set(question.outputs)
+
+
+@pytest.mark.parametrize("name", ["qa_1", "qa_2"])
+def test_questions_about_documents(name):
+    built = make(name, 6000, num_questions=3)
+    documents = re.split(r"Document \d+:\n", built.context.split("documents.\n\n", 2)[1])[1:]
+    assert len(set(documents)) == len(documents) > 10 and len(built.questions) == 3
+    body = built.context.split("following are given documents.\n\n")[1].removesuffix("\n\n")
+    for question in built.questions:
+        query = question.text.split("Question: ")[1]
+        assert prompt(built, question) == QA_TEMPLATE.format(context=body, query=query)
+        (answer,) = question.outputs
+        evidence = [BYTES.decode(built.tokens[a:b]) for a, b in question.evidence]
+        description = re.search('description "(.*?)"', query)[1]
+        assert [document for document in documents if description in document] == [evidence[0]]
+        if name == "qa_1":
+            assert re.search(rf"^(def|class) {answer}\b", evidence[0]) and answer not in query
+        else:
+            called = re.search(r"return (\w+)\(self\)", evidence[0])[1]
+            assert re.search(rf"def {called}\(first, {answer}=None\)", evidence[1]) and answer not in evidence[0]
+        assert find_task(name).score(f"It is {answer}.", question) == 1
+        assert question.wrong and not any(find_task(name).score(wrong, question) for wrong in question.wrong)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_too_short(name):
+    with pytest.raises(ValueError, match=rf"{name} needs .*length"):
+        make(name, 60)
+    for length in range(200, 4000, 100):  # from the shortest on, every length can be had
+        try:
+            make(name, length)
+        except ValueError as error:
+            assert name in str(error)
+        else:
+            break
+    make(name, length + 1)
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in SYNTHETIC])
+def test_corpus_too_small(name):
+    corpus = CODE[:3] if name.startswith("qa") else STORY[:3]
+    with pytest.raises(ValueError, match=rf"{name} needs \d+ more tokens of corpus for length=5000"):
+        make(name, 5000, corpus=corpus)
+    with pytest.raises(ValueError, match=f"{name} "):
+        make(name, 5000, corpus=())
+
+
+def test_text_without_full_stops_and_without_facts():
+    text = ("word " * 3000,)
+    assert len(make("niah_multikey_1", 5000, corpus=text).questions[0].evidence) == 1
+    with pytest.raises(ValueError, match="qa_1 finds no fact in the Python code of a corpus of 1 documents"):
+        make("qa_1", 5000, corpus=text)
+    with pytest.raises(ValueError, match="qa_2 finds no fact"):
+        make("qa_2", 5000, corpus=("def broken(:\n", "x = '\\d'\n"))
+
+
+def test_keys_run_out(monkeypatch):
+    monkeypatch.setattr(ruler_niah, "ADJECTIVES", ADJECTIVES[:2])
+    monkeypatch.setattr(ruler_niah, "NOUNS", NOUNS[:3])
+    with pytest.raises(ValueError, match="niah_multikey_2 has 6 keys, too few for length=5000"):
+        make("niah_multikey_2", 5000)
+
+
+def test_registered_with_rulers_numbers():
+    for name in TASKS:
+        task = find_task(name)
+        assert task.answer_tokens == ANSWER_TOKENS[name]
+        assert task.source.startswith("RULER" if name in SYNTHETIC else "RULER-style")
+        assert name not in SYNTHETIC or "RULER-style" not in task.source
+    assert len(set(ADJECTIVES)) == len(ADJECTIVES) and len(set(NOUNS)) == len(NOUNS)
+    assert isinstance(make("fwe"), haystack.Haystack)
