@@ -190,6 +190,27 @@ def comparisons(rows: Sequence[Row], *, against: Arm, margin: float, level: floa
     return found
 
 
+def compare_models_and_controls(rows: Sequence[Row], *, against: str, margin: float) -> list[Row]:
+    """`comparisons` of models that read the whole context with the one named, and of each model's controls with itself.
+
+    Args:
+      rows: samples.
+      against: a mechanism; where it has several budgets or no samples, models are not compared.
+      margin: as of `comparisons`.
+
+    Raises:
+      ValueError: as `comparisons`.
+    """
+    whole = [row for row in rows if row.get("control") is None]
+    models = sorted({_arm(row) for row in whole}, key=_in_order)
+    named = [arm for arm in models if arm.mechanism == against]
+    found = comparisons(whole, against=named[0], margin=margin) if len(named) == 1 and len(models) > 1 else []
+    for model in models:
+        own = [row for row in rows if _arm(row)[:2] == model[:2]]
+        found += comparisons(own, against=model, margin=margin) if len({_arm(row) for row in own}) > 1 else []
+    return found
+
+
 def depth_table(rows: Sequence[Row], *, num_bins: int = 10) -> list[Row]:
     """Mean scores by task, length, arm and depth of the evidence.
 
@@ -257,9 +278,7 @@ def _groups(rows: Iterable[Row], key: Callable[[Row], tuple]):
     groups = defaultdict(list)
     for row in rows:
         groups[key(row)].append(row)
-    # A budget or control may be None, which has no order.
-    order = lambda item: tuple((part[0], part[1] or 0, part[2] or "") if isinstance(part, Arm) else part
-                               for part in item[0])
+    order = lambda item: tuple(_in_order(part) if isinstance(part, Arm) else part for part in item[0])
     return sorted(groups.items(), key=order)
 
 
@@ -333,6 +352,10 @@ def _clusters(rows):
 
 def _arm(row) -> Arm:
     return Arm(row["mechanism"], row.get("budget"), row.get("control"))
+
+
+def _in_order(arm):
+    return arm.mechanism, arm.budget or 0, arm.control or ""  # a budget or control may be None, which has no order
 
 
 def _haystack(row):

@@ -10,6 +10,7 @@ from subq_jax.evaluation.summary import (
     BEST,
     Arm,
     best_workarounds,
+    compare_models_and_controls,
     comparisons,
     depth_table,
     effective_lengths,
@@ -161,6 +162,19 @@ def test_controls_are_arms_of_their_own():
     assert (row["control"], row["other_control"], row["difference"], row["pairs"]) == ("vote 256", None, -1.0, 80)
     (row,) = comparisons(rows, against=vote, margin=0.1)
     assert (row["control"], row["other_control"], row["difference"]) == (None, "vote 256", 1.0)
+
+
+def test_models_are_compared_with_one_and_controls_with_their_model():
+    rows = study(arms=(DENSE, SELECTIVE), haystacks=4)
+    rows += [row | {"control": "vote 256"} for row in rows if row["mechanism"] == "selective"]
+    found = compare_models_and_controls(rows, against="dense", margin=0.1)
+    assert [(row["mechanism"], row["control"], row["other_mechanism"], row["other_control"]) for row in found] == [
+        ("selective", None, "dense", None), ("selective", "vote 256", "selective", None)]
+    assert [row["other_mechanism"] for row in compare_models_and_controls(rows, against="moba", margin=0.1)] == [
+        "selective"]
+    several = rows + [row | {"budget": 64} for row in rows if row["mechanism"] == "dense"]
+    assert len(compare_models_and_controls(several, against="dense", margin=0.1)) == 1
+    assert compare_models_and_controls(study(arms=(DENSE,)), against="dense", margin=0.1) == []
 
 
 def test_costs_are_means_and_seconds_medians_over_the_samples_that_have_them():
