@@ -192,9 +192,14 @@ def _other_name(row):
     return arm_name(row["other_mechanism"], row["other_budget"], row["other_control"])
 
 
+def _has_no_chunk_size(row):
+    """Whether the arm is worth a sentence: single chunk sizes of a work-around stand in the tables."""
+    return not any(character.isdigit() for character in row["control"] or "")
+
+
 def _effective_sentences(lengths):
     sentences = []
-    for row in lengths:
+    for row in filter(_has_no_chunk_size, lengths):
         name, reached = arm_name(*_arm(row)), row["effective_length"]
         if reached is None:
             sentences.append(f"{name}: no effective length, below {row['threshold']:g} from the shortest on.")
@@ -207,7 +212,7 @@ def _effective_sentences(lengths):
 
 def _comparison_sentences(compared):
     sentences = []
-    judged = [row for row in compared if row["task"] is not None and row["low"] is not None]
+    judged = [row for row in filter(_has_no_chunk_size, compared) if row["task"] is not None and row["low"] is not None]
     for with_one in _by_other(judged):
         for arm in _all_arms(with_one):
             rows = [row for row in with_one if _arm(row) == arm]

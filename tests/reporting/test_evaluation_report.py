@@ -70,6 +70,7 @@ def test_controls_stand_beside_their_model_with_their_price():
         "", ", best work-around", ", no context", ", vote 256", ", vote 1024")]
     assert order == sorted(order)
     assert "selective 512, no context: equivalent to selective 512 within 0.1 in 0 of 4" in page
+    assert "selective 512, best work-around: equivalent to" in page and "vote 256: equivalent to" not in page
     assert "difference to selective 512" in page and "difference to dense" in page
     assert "Prices are those of one question asked alone" in page and "Best work-around: the way" in page
     assert "Evidence chosen:" in page and "Prices are" not in render_evaluation(score_table(study()), title="t")
