@@ -26,7 +26,7 @@ FORMATS = {  # how a text opens, and the lines it goes on with
     "blog post": ("Welcome back! Today: what {name} from {place} {adverb} {verb} about {topic}.", (
         "Tip: keep a {adjective} {noun} near your {topic}.", "Readers in {place} {verb} their {noun} {time}.",
         "My own {topic} {verb} a {noun}, and that was {adjective}.", "Next week {name} writes about the {noun}.")),
-    "news article": ("{place}, reported {time}: {topic} have {verb} the {adjective} {noun} of {name}.", (
+    "news article": ("{place}, reported {time}: {topic} {verb} the {adjective} {noun} of {name}.", (
         "A {noun} near {place} was {adverb} closed.", "\"The {topic} were {adjective},\" a {noun} told {name}.",
         "Officials {verb} the {noun} {time}.", "{name} {verb} a {adjective} {noun} for the {topic}.")),
     "riddle": ("We are not {topic}, though {name} of {place} {adverb} {verb} us so.", (
