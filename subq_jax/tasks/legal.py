@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 
 from subq_jax.tasks.haystack import Encoder, Haystack, Question, Request, Task, assemble, room_for_context
 from subq_jax.tasks.scores import NUMBER, first_values
-from subq_jax.tasks.sentences import python_rng, scattered, words, write
+from subq_jax.tasks.sentences import python_rng, scattered, write
+from subq_jax.tasks.words import words
 
 COMPANIES = tuple(f"{first} {second} {form}" for first in words(
     "Alder Apex Arden Bramble Brook Cobalt Crescent Delta Dorset Eastgate Ember Falcon Fairway Garnet Granite "

@@ -13,7 +13,8 @@ import random
 import string
 
 from subq_jax.tasks.haystack import Encoder, Haystack, Question, Request, Task, assemble, room_for_context
-from subq_jax.tasks.sentences import WORDS, python_rng, scattered, until_full, words, write
+from subq_jax.tasks.sentences import python_rng, scattered, until_full, write
+from subq_jax.tasks.words import WORDS, words
 
 FORMATS = {  # how a text opens, and the lines it goes on with
     "poem": ("O {topic} of {place}, {adjective} and {adjective},", (

@@ -10,16 +10,8 @@ from collections.abc import Callable, Iterable
 
 from subq_jax.tasks.haystack import Encoder, Haystack, Question, Request, Task, assemble, room_for_context
 from subq_jax.tasks.scores import first_values
-from subq_jax.tasks.sentences import (
-    SENTENCES,
-    WORDS,
-    python_rng,
-    scattered,
-    sentence,
-    until_full,
-    words,
-    write,
-)
+from subq_jax.tasks.sentences import SENTENCES, python_rng, scattered, sentence, until_full, write
+from subq_jax.tasks.words import WORDS, words
 
 LAST_NAMES = tuple(first + last for first in words(
     "Ab Al Am Ar Ash Bar Bel Ber Bir Bran Bre Cal Car Cas Chan Col Cor Dal Dar Del Dor Dun Ed El Em Fal Far Fen Gal "

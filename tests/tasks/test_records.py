@@ -7,7 +7,7 @@ from tiny_tasks import build, check_common, check_solved, decoded
 
 from subq_jax.tasks import find_task
 from subq_jax.tasks.records import LAST_NAMES, _distinct
-from subq_jax.tasks.sentences import WORDS, words
+from subq_jax.tasks.words import WORDS, words
 
 NAMES = "phonebook", "mqar", "counting", "latent_list"
 LENGTHS = 5000, 12_000, 60_000

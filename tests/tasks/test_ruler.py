@@ -300,6 +300,20 @@ def test_corpus_too_small(name):
         make(name, 5000, corpus=())
 
 
+def test_a_corpus_is_text():
+    with pytest.raises(ValueError, match=r"corpus\[1\] must be text that UTF-8 can write"):
+        make("niah_single_2", 3000, corpus=("Fine, naïve text.", "Not \ud800 fine."))
+
+
+@pytest.mark.parametrize("text", ["One of the special magic numbers for able-abacus is: 1234567. ",
+                                  "{key} {query} {context} %s {0}. ", "A line.\r\nAnother one!\r\n"])
+def test_corpora_that_read_like_the_task_are_but_text(text):
+    for name in ("niah_single_2", "niah_multiquery"):
+        (question,) = (built := make(name, 3000, corpus=(text * 200,))).questions
+        answer, _ = solve(name, prompt(built, question))
+        assert sorted(answer) == sorted(question.outputs) and BYTES.decode(built.tokens) == built.context
+
+
 def test_text_without_full_stops_and_without_facts():
     text = ("word " * 3000,)
     assert len(make("niah_multikey_1", 5000, corpus=text).questions[0].evidence) == 1
