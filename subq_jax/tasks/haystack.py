@@ -73,7 +73,10 @@ class Haystack:
         return "".join(self.pieces)
 
     def rows(self) -> Iterator[dict]:
-        """One row a question, with the fields of RULER's JSONL files and `task`, `haystack`, `evidence`, `wrong`."""
+        """One row a question, with the fields of RULER's JSONL files and `task`, `haystack`, `evidence`, `wrong`.
+
+        `token_position_answer` is where the first evidence begins; in RULER's files it is where the answer itself does.
+        """
         context = self.context
         for number, question in enumerate(self.questions):
             yield {"input": context + question.text} | self.row(number)
@@ -102,7 +105,7 @@ class Request:
       held_out: whether keys are those that evaluation alone asks about, or those of training.
 
     Raises:
-      ValueError: for a number out of range, naming it.
+      ValueError: for a number out of range or a document with lone surrogates, naming it.
     """
 
     length: int
@@ -116,6 +119,11 @@ class Request:
     def __post_init__(self):
         for name, floor in (("length", 1), ("seed", 0), ("index", 0), ("num_questions", 1)):
             check_integer(name, getattr(self, name), floor)
+        for number, document in enumerate(self.corpus):
+            try:
+                document.isascii() or document.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"corpus[{number}] must be text that UTF-8 can write: {error}") from None
 
     def rng(self, task: str) -> np.random.Generator:
         """The source of everything random in this haystack of `task`."""
