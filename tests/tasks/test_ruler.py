@@ -126,7 +126,7 @@ def solve(name, text):
 @pytest.mark.parametrize("name", TASKS)
 def test_goldens(name):
     """Short prompts, each checked by eye against RULER's definition."""
-    length = {"vt": 1900, "cwe": 2600, "fwe": 800, "qa_1": 1300, "qa_2": 1500}.get(name, 900)
+    length = {"vt": 1900, "cwe": 2600, "fwe": 800, "qa_1": 1300, "qa_2": 1500, "niah_multiquery": 1000}.get(name, 900)
     built = make(name, length, num_questions=2)
     lines = [built.context]
     for question in built.questions:
@@ -349,7 +349,7 @@ def test_lines_of_documents_end_in_any_way():
 def test_keys_run_out(monkeypatch):
     monkeypatch.setattr(ruler_niah, "ADJECTIVES", ADJECTIVES[:2])
     monkeypatch.setattr(ruler_niah, "NOUNS", NOUNS[:3])
-    with pytest.raises(ValueError, match="niah_multikey_2 has 6 keys, too few for length=5000"):
+    with pytest.raises(ValueError, match="niah_multikey_2 has 5 keys, too few for length=5000"):
         make("niah_multikey_2", 5000)
 
 
