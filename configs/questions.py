@@ -14,11 +14,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.task = "questions"
     config.data.question_tasks = ("phonebook",)
     config.data.num_questions = 8
+    config.data.text_share = 0.0
     config.data.context_weight = 0.1
     config.data.seq_len = 512
     config.data.batch_size = 16
     config.data.curriculum = ((0, 256), (300, 512))
-    config.data.tokenizer = "bytes"
+    config.data.tokenizer = "bpe"
+    config.data.bpe_vocab_size = 1024
     config.data.source = ""
     config.data.data_dir = ""
 

@@ -23,7 +23,8 @@ from subq_jax.tasks import Haystack, Request, find_task
 VERSION = 1
 REMEMBERED_PIECES = 200_000
 VOCABULARY_HAYSTACKS, VOCABULARY_LENGTH = 8, 131_072
-PROBES = 4  # haystacks by which the room for further questions is measured
+PROBES = 8  # haystacks by which the room for further questions is measured
+REDRAWS = 20
 
 
 class QuestionRows:
@@ -54,7 +55,7 @@ class QuestionRows:
         """
         tasks = self._config.question_tasks
         index, place = divmod(number, len(tasks))
-        haystack = self._build(tasks[place], index, *self._shape(tasks[place], length))
+        haystack = self._draw(tasks[place], index, *self._shape(tasks[place], length))
         tokens = [np.array([self._tokenizer.bos_id], np.int32), haystack.tokens]
         answered = [np.zeros(len(haystack.tokens) + 1, bool)]
         room = length + 1 - len(answered[0])
@@ -73,6 +74,15 @@ class QuestionRows:
         return dict(inputs=padded[:-1], targets=padded[1:], loss_weights=weights, answer_mask=answered,
                     segment_ids=np.where(is_text, 0, -1).astype(np.int32))
 
+    def _draw(self, task: str, index: int, length: int, num_questions: int) -> Haystack:
+        """A haystack; in place of one that happens to need more room than the probes did, another."""
+        for redrawn in range(index, index + REDRAWS * 2**32, 2**32):
+            try:
+                return self._build(task, redrawn, length, num_questions)
+            except ValueError as error:
+                reason = error
+        raise reason
+
     def _build(self, task: str, index: int, length: int, num_questions: int) -> Haystack:
         return find_task(task).build(
             Request(length, self._tokenizer, self._seed, index, num_questions, held_out=self._held_out))
@@ -85,25 +95,30 @@ class QuestionRows:
                    np.concatenate([encode(" " + ", ".join(question.outputs)), end]))
 
     def _measured_shape(self, task: str, length: int) -> tuple[int, int]:
-        """Tokens of a haystack, and its questions, that leave room in a row for all questions but the first.
+        """Tokens of a haystack, and its questions, that fill a row.
 
-        Fewer questions than wanted where they would take half of the row, or the task has no room for more.
+        A haystack keeps room for its longest question and as many tokens as a model may answer with; a row has true
+        answers instead and more questions. They are fewer than wanted where the further ones would take half of the
+        row, or the task has no room for them.
 
         Raises:
           ValueError: where not even one question fits.
         """
-        for num_questions in range(self._config.num_questions, 1, -1):
+        decoded = find_task(task).answer_tokens
+        for num_questions in range(self._config.num_questions, 0, -1):
             try:
-                probes = [self._build(task, index, length, num_questions) for index in range(PROBES)]
-                sizes = [[sum(map(len, turn)) for turn in self._turns(probe)] for probe in probes]
-                further = max(sum(turns) - min(turns) for turns in sizes)
-                if further <= length // 2:
-                    self._build(task, 0, length - further, num_questions)
-                    return length - further, num_questions
-            except ValueError:
-                continue
-        self._build(task, 0, length, 1)
-        return length, 1
+                probes = [self._build(task, index, length + decoded, num_questions) for index in range(PROBES)]
+                turns = [[(len(asked), len(answer)) for asked, answer in self._turns(probe)] for probe in probes]
+                further = max(sum(map(sum, row)) - min(map(sum, row)) for row in turns)
+                if further > length // 2:
+                    continue
+                filled = length + decoded - further - max(answer for row in turns for _, answer in row)
+                for index in range(PROBES):
+                    self._build(task, index, filled, num_questions)
+                return filled, num_questions
+            except ValueError as error:
+                reason = error
+        raise ValueError(f"{task} does not fit into rows of {length} tokens") from reason
 
 
 class _Remembering:

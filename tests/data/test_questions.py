@@ -117,7 +117,7 @@ def test_a_vocabulary_of_the_tasks_own(tmp_path, monkeypatch):
     (dict(text_share=1.5), "text_share must be in"),
     (dict(context_weight=-1.0), "context_weight must be in"),
     (dict(num_questions=0), "num_questions must be an integer >= 1"),
-    (dict(seq_len=64), "phonebook needs length > "),
+    (dict(seq_len=64), "phonebook does not fit into rows of 64"),
     (dict(curriculum=((0, 100), (5, 768))), "curriculum lengths must divide"),
     (dict(text_share=0.125, process_count=2), "1 rows of text, no multiple of 2 processes")])
 def test_what_cannot_be_is_refused(wrong, message):
