@@ -34,6 +34,7 @@ from subq_jax.inference.reader import Reader
 from subq_jax.reporting.evaluation import write_evaluation, write_evaluation_plots
 from subq_jax.reporting.results import arm_name
 from subq_jax.tasks import Request, Task, find_task
+from subq_jax.tasks.code import source_documents
 from subq_jax.training import train
 from subq_jax.training.workdir import stored_config
 
@@ -71,16 +72,6 @@ class Model:
         self.answering = AnsweringModel(Reader(model), self.tokenizer, model.config)
 
 
-def load_corpus(folder: str, suffix: str) -> tuple[str, ...]:
-    """The documents of a folder, none for ""."""
-    from subq_jax.source_folder import scan
-
-    if not folder:
-        return ()
-    paths = [Path(folder) / document.path for document in scan(folder, suffix).documents]
-    return tuple(path.read_text(encoding="utf-8", errors="replace") for path in paths)
-
-
 def asked(tasks: list[Task], lengths: list[int]) -> Iterator[tuple[Task, int, int]]:
     """(task, length, index of the haystack) of everything that is asked."""
     return itertools.product(tasks, lengths, range(_HAYSTACKS.value))
@@ -97,7 +88,7 @@ def evaluate_runs(models: list[Model], tasks: list[Task], lengths: list[int], sa
     rows = read_rows(samples) if samples.exists() else []
     done = {(row["task"], row["length"], row["haystack"], row["mechanism"], row["budget"], row["seed"],
              row.get("control")) for row in rows}
-    corpus = load_corpus(_CORPUS.value, _SUFFIX.value)
+    corpus = source_documents(_CORPUS.value, _SUFFIX.value) if _CORPUS.value else ()
     with samples.open("a", encoding="utf-8") as file:
         for task, length, index in track(list(asked(tasks, lengths)), "haystacks", console=console):
             haystacks = {}

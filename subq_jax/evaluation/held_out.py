@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,8 @@ from flax import nnx
 
 from subq_jax.data import DataConfig, make_eval_batches
 from subq_jax.evaluation.losses import weighted_cross_entropy
+
+LOSS_NEEDS = ("inputs", "targets", "loss_weights", "segment_ids")
 
 
 def tokens_per_chunk() -> int:
@@ -96,15 +98,19 @@ def count_answers(correct: np.ndarray, answer_mask: np.ndarray) -> tuple[int, in
     return total - len(wrong), total
 
 
-def _score_in_chunks(graphdef, params, batch, *, packed: bool) -> tuple[float, float, np.ndarray]:
+def chunks(batch: Mapping[str, Any]) -> Iterator[dict[str, np.ndarray]]:
+    """What a loss needs of a batch, in parts of equally many rows that hold `tokens_per_chunk` or are one row."""
     num_rows, length = batch["inputs"].shape
     fitting = max(1, tokens_per_chunk() // length)
     size = max(n for n in range(1, num_rows + 1) if num_rows % n == 0 and n <= fitting)
-    names = ("inputs", "targets", "loss_weights", "segment_ids")
+    for start in range(0, num_rows, size):
+        yield {name: np.asarray(batch[name][start : start + size]) for name in LOSS_NEEDS}
+
+
+def _score_in_chunks(graphdef, params, batch, *, packed: bool) -> tuple[float, float, np.ndarray]:
     nats = weight = 0.0
     correct = []
-    for start in range(0, num_rows, size):
-        chunk = {name: np.asarray(batch[name][start : start + size]) for name in names}
+    for chunk in chunks(batch):
         chunk_nats, chunk_weight, chunk_correct = _score(graphdef, params, chunk, packed)
         nats, weight = nats + float(chunk_nats), weight + float(chunk_weight)
         correct.append(np.asarray(chunk_correct))

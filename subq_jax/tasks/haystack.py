@@ -17,6 +17,7 @@ from subq_jax.checks import check_integer
 
 Span = tuple[int, int]  # first token, and the one after the last, of the context
 
+TRAINING_KEYS = 8  # one in so many
 REMEMBERED = 4_000_000  # encoded pieces: tasks measure a piece first and use it much later
 
 
@@ -72,7 +73,10 @@ class Haystack:
         return "".join(self.pieces)
 
     def rows(self) -> Iterator[dict]:
-        """One row a question, with the fields of RULER's JSONL files and `task`, `haystack`, `evidence`, `wrong`."""
+        """One row a question, with the fields of RULER's JSONL files and `task`, `haystack`, `evidence`, `wrong`.
+
+        `token_position_answer` is where the first evidence begins; in RULER's files it is where the answer itself does.
+        """
         context = self.context
         for number, question in enumerate(self.questions):
             yield {"input": context + question.text} | self.row(number)
@@ -98,9 +102,10 @@ class Request:
       seed: of a study; `index` numbers the haystacks of a seed and length.
       num_questions: how many are asked about one haystack; a task may have fewer to ask.
       corpus: natural text, a document each, for tasks whose haystack is made of it; never seen in training.
+      held_out: whether keys are those that evaluation alone asks about, or those of training.
 
     Raises:
-      ValueError: for a number out of range, naming it.
+      ValueError: for a number out of range or a document with lone surrogates, naming it.
     """
 
     length: int
@@ -109,14 +114,25 @@ class Request:
     index: int = 0
     num_questions: int = 1
     corpus: tuple[str, ...] = ()
+    held_out: bool = True
 
     def __post_init__(self):
         for name, floor in (("length", 1), ("seed", 0), ("index", 0), ("num_questions", 1)):
             check_integer(name, getattr(self, name), floor)
+        for number, document in enumerate(self.corpus):
+            try:
+                document.isascii() or document.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"corpus[{number}] must be text that UTF-8 can write: {error}") from None
 
     def rng(self, task: str) -> np.random.Generator:
         """The source of everything random in this haystack of `task`."""
-        return np.random.default_rng((self.seed, zlib.crc32(task.encode()), self.length, self.index))
+        training = () if self.held_out else (1,)
+        return np.random.default_rng((self.seed, zlib.crc32(task.encode()), self.length, self.index, *training))
+
+    def admits(self, key: str) -> bool:
+        """Whether a haystack of this request may hold `key`: an eighth of all keys is for training, the rest is not."""
+        return (zlib.crc32(key.encode()) % TRAINING_KEYS != 0) == self.held_out
 
 
 @dataclasses.dataclass(frozen=True)

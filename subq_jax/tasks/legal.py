@@ -13,8 +13,9 @@ import random
 from collections.abc import Callable, Iterator
 
 from subq_jax.tasks.haystack import Encoder, Haystack, Question, Request, Task, assemble, room_for_context
-from subq_jax.tasks.scores import whole_reference
-from subq_jax.tasks.sentences import python_rng, scattered, words, write
+from subq_jax.tasks.scores import NUMBER, first_values
+from subq_jax.tasks.sentences import python_rng, scattered, write
+from subq_jax.tasks.words import words
 
 COMPANIES = tuple(f"{first} {second} {form}" for first in words(
     "Alder Apex Arden Bramble Brook Cobalt Crescent Delta Dorset Eastgate Ember Falcon Fairway Garnet Granite "
@@ -54,13 +55,14 @@ BOILERPLATE = (
     "Provider shall deliver each {adjective} {noun} to the {place} site with the {noun} listed in Schedule {schedule}.",
     "Notwithstanding Section {section}, neither party is liable for a {adjective} {noun} beyond its control.",
     "Each party shall keep the {noun} of the other in a {adjective} {noun} and return it on request to {place}.",
-    "The parties have {verb} the {adjective} {noun} described in Schedule {schedule}, as {name} confirmed {time}.",
+    "The parties {verb} the {adjective} {noun} described in Schedule {schedule}, as {name} confirmed {time}.",
     "For the purposes of Section {section}, a {noun} received at {place} {time} is a {adjective} {noun}.",
     "No waiver of a {noun} under Section {section} is a waiver of any {adjective} {noun} that follows.",
     "Customer may audit the {noun} and the {adjective} {noun} of Provider at {place} once in each quarter.",
 )
 HEADINGS = ("General", "Records", "Assignment", "Audit", "Confidentiality", "Deliveries", "Force Majeure", "Liability",
             "Notices", "Premises", "Standards", "Subcontractors", "Taxes", "Warranties")
+EXCEPTIONS = 5  # of a condition in a contract; all if there are fewer than twice as many
 PAGE = 3000  # characters
 SENTENCES = 4  # of boilerplate, in the mean section
 MOST_WRONG = 16
@@ -109,12 +111,15 @@ def _facts(rng: random.Random, num_services: int) -> list[_Section]:
     fees, charges = ([f"${number},{hundreds}00" for number, hundreds in
                       (divmod(value, 10) for value in rng.sample(range(100, 1000), num_services))] for _ in range(2))
     laws, terms = rng.sample(STATES, num_services), rng.sample(TERMS, 2 * num_services)
+    # Several exceptions share a condition: what it says does not tell which clause it is an exception to.
+    conditions = rng.sample(CONDITIONS, max(1, num_services // EXCEPTIONS))
     facts = []
     for at, service in enumerate(rng.sample(SERVICES, num_services)):
         values = {"notice": days[3 * at], "cure": days[3 * at + 1], "fee": fees[at], "law": laws[at]}
         clauses = {kind: _Section("Termination", kind, service, value) for kind, value in values.items()}
         general = clauses[rng.choice(("notice", "cure"))]
-        exception = _Section("Special cases", "exception", service, days[3 * at + 2], general, rng.choice(CONDITIONS))
+        exception = _Section("Special cases", "exception", service, days[3 * at + 2], general,
+                             conditions[at % len(conditions)])
         definition = _Section("Definitions", "definition", terms[2 * at + 1], charges[at])
         alias = _Section("Definitions", "alias", terms[2 * at], charges[at], definition, terms[2 * at + 1])
         facts += [*clauses.values(), exception, definition, alias]
@@ -287,12 +292,22 @@ def _build(request: Request, name: str, kinds: tuple[str, ...], ask: Callable[..
                     encoder, ANSWER_TOKENS)
 
 
-SOURCE = "Ours; contracts are generated, in the manner of real ones. Score: the reference as a whole word. Chance: {}."
+def score(answer: str, question: Question) -> float:
+    """1 if the first number, amount or state that the answer names is the reference."""
+    return first_values(answer, question, ANSWER)
+
+
+ANSWER = "|".join([*sorted(STATES, key=len, reverse=True), NUMBER])  # "West Virginia" is no "Virginia"
+SOURCE = ("Ours; contracts are generated, in the manner of real ones. Score: the first number, amount or state of the "
+          "answer. Chance: {}.")
 KINDS = {  # name: the facts asked about, how, and the chance
-    "legal_clause": (tuple(CLAUSES), _clause, "1 in the number of the contract's sections, at least 14"),
-    "legal_term": (tuple(CLAUSES), _term, "1/90 for a period, 1/900 for a fee, 1/50 for a law"),
-    "legal_definition": (("alias",), _definition, "1/900"),
-    "legal_exception": (("exception",), _exception, "1/90; who overlooks exceptions scores 0"),
+    "legal_clause": (tuple(CLAUSES), _clause, "1 in the number of the contract's sections, at least 14; of those "
+                                              "headed Termination, 1 in four times its services, at least 8"),
+    "legal_term": (tuple(CLAUSES), _term, "1/90 for a period, 1/900 for a fee, 1/50 for a law; of what the contract's "
+                                          "other clauses say on the same, 1 in its services, at least 2"),
+    "legal_definition": (("alias",), _definition, "1/900; of what the contract defines, 1 in its services, at least 2"),
+    "legal_exception": (("exception",), _exception, "1/90; of the exceptions with the same condition, 1 in 2 to 9; who "
+                                                    "overlooks exceptions scores 0"),
 }
-TASKS = tuple(Task(name, functools.partial(_build, name=name, kinds=kinds, ask=ask), whole_reference, ANSWER_TOKENS,
+TASKS = tuple(Task(name, functools.partial(_build, name=name, kinds=kinds, ask=ask), score, ANSWER_TOKENS,
                    SOURCE.format(chance)) for name, (kinds, ask, chance) in KINDS.items())

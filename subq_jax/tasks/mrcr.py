@@ -13,7 +13,8 @@ import random
 import string
 
 from subq_jax.tasks.haystack import Encoder, Haystack, Question, Request, Task, assemble, room_for_context
-from subq_jax.tasks.sentences import WORDS, python_rng, scattered, until_full, words, write
+from subq_jax.tasks.sentences import python_rng, scattered, until_full, write
+from subq_jax.tasks.words import WORDS, words
 
 FORMATS = {  # how a text opens, and the lines it goes on with
     "poem": ("O {topic} of {place}, {adjective} and {adjective},", (
@@ -26,7 +27,7 @@ FORMATS = {  # how a text opens, and the lines it goes on with
     "blog post": ("Welcome back! Today: what {name} from {place} {adverb} {verb} about {topic}.", (
         "Tip: keep a {adjective} {noun} near your {topic}.", "Readers in {place} {verb} their {noun} {time}.",
         "My own {topic} {verb} a {noun}, and that was {adjective}.", "Next week {name} writes about the {noun}.")),
-    "news article": ("{place}, reported {time}: {topic} have {verb} the {adjective} {noun} of {name}.", (
+    "news article": ("{place}, reported {time}: {topic} {verb} the {adjective} {noun} of {name}.", (
         "A {noun} near {place} was {adverb} closed.", "\"The {topic} were {adjective},\" a {noun} told {name}.",
         "Officials {verb} the {noun} {time}.", "{name} {verb} a {adjective} {noun} for the {topic}.")),
     "riddle": ("We are not {topic}, though {name} of {place} {adverb} {verb} us so.", (

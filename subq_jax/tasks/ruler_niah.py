@@ -121,7 +121,7 @@ def _among_needles(name, kind, request, rng, encoder):
     """
     header = kind.wording()[0]
     entries, longest, used = [], 0, encoder.count(header) + ANSWER_TOKENS
-    for entry in _entries(kind, rng):
+    for entry in _entries(kind, request, rng):
         if len(entries) < request.num_questions:
             longest = max(longest, encoder.count(*_question(kind, [entry])))
         used += encoder.count(*kind.needle(entry.key, *entry.values), "\n")
@@ -144,7 +144,7 @@ def _among_needles(name, kind, request, rng, encoder):
 def _among_text(name, kind, request, rng, encoder):
     """Noise or natural text with the needles in it, each before another sentence; returns as `_among_needles`."""
     header = kind.wording()[0]
-    entries = list(itertools.islice(_entries(kind, rng), kind.num_keys))
+    entries = list(itertools.islice(_entries(kind, request, rng), kind.num_keys))
     shuffled = rng.permutation(kind.num_keys).reshape(-1, kind.num_queries).tolist()
     groups = shuffled[:request.num_questions]
     asked = max((_question(kind, [entries[i] for i in group]) for group in groups),
@@ -205,11 +205,11 @@ def _sentences(document: str) -> Iterator[list[str]]:
         yield sentence
 
 
-def _entries(kind: Kind, rng: np.random.Generator) -> Iterator[Entry]:
-    """Entries whose keys and values never repeat, until there are no more keys."""
+def _entries(kind: Kind, request: Request, rng: np.random.Generator) -> Iterator[Entry]:
+    """Entries whose keys and values never repeat, until there are no more keys that the request may have."""
     keys = _word_keys(rng) if kind.keys == "words" else _uuids(rng)
     values = _numbers(rng) if kind.values == "numbers" else _uuids(rng)
-    for key in keys:
+    for key in filter(request.admits, keys):
         yield Entry(key, tuple(itertools.islice(values, kind.num_values)))
 
 

@@ -29,6 +29,7 @@ TWO_HOPS = ('The function or class with the description "{description}" calls by
             "class that another document defines. What is the name of the last parameter of that one?")
 SHORTEST, LONGEST = 4, 28  # letters of an answer: not to be met by chance, and within the answer's tokens
 DESCRIPTION_WORDS = range(4, 25)
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 TRIES = 20  # documents that do not fit, before a context counts as full
 
 
@@ -40,6 +41,7 @@ class Definition:
       name: of the function or class.
       text: its source.
       description: the first line of its docstring, or nothing.
+      inner: the descriptions of what is defined in it, such as methods.
       calls: the bare names it calls.
       last_parameter: of the function or of the class's `__init__`, or nothing.
     """
@@ -47,6 +49,7 @@ class Definition:
     name: str
     text: str
     description: str
+    inner: tuple[str, ...]
     calls: frozenset[str]
     last_parameter: str
 
@@ -122,7 +125,8 @@ def build(name: str, request: Request) -> Haystack:
 def _read(corpus: tuple[str, ...], name: str) -> tuple[list[Definition], list[Fact], list[str]]:
     """The documents, the facts about them, and for each document what a wrong answer would take from it."""
     definitions = list({definition.text: definition for text in corpus for definition in _definitions(text)}.values())
-    described = collections.Counter(definition.description for definition in definitions)
+    described = collections.Counter(
+        description for definition in definitions for description in (definition.description, *definition.inner))
     asked = [i for i, definition in enumerate(definitions) if described[definition.description] == 1
              and len(definition.description.split()) in DESCRIPTION_WORDS]
     named = collections.defaultdict(list)
@@ -130,7 +134,7 @@ def _read(corpus: tuple[str, ...], name: str) -> tuple[list[Definition], list[Fa
         named[definition.name].append(i)
     if name == "qa_1":
         facts = [Fact(ONE_HOP.format(description=definitions[i].description), definitions[i].name, (i,)) for i in asked
-                 if _answers(definitions[i].name, definitions[i].description)]
+                 if _answers(_letters(definitions[i].name), _letters(definitions[i].description))]
         return definitions, facts, [definition.name for definition in definitions]
     facts = []
     for i in asked:
@@ -142,6 +146,11 @@ def _read(corpus: tuple[str, ...], name: str) -> tuple[list[Definition], list[Fa
         if _answers(answer := definitions[second].last_parameter, first.text):
             facts.append(Fact(TWO_HOPS.format(description=first.description), answer, (i, second)))
     return definitions, facts, [definition.last_parameter for definition in definitions]
+
+
+def _letters(text: str) -> str:
+    """Letters and digits alone: "Parser base class" gives the name ParserBase away."""
+    return re.sub(r"[\W_]", "", text)
 
 
 def _answers(answer: str, elsewhere: str) -> bool:
@@ -156,30 +165,38 @@ def _definitions(text: str) -> Iterator[Definition]:
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
-    lines = re.split(r"(?<=\n)", text)
+    lines = re.split(r"(?<=\n)", re.sub(r"\r\n?", "\n", text))  # as the parser counts them
     for node in tree.body:
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        if not isinstance(node, DEFINITIONS):
             continue
-        calls = (part.func for part in ast.walk(node) if isinstance(part, ast.Call))
+        parts = list(ast.walk(node))
+        calls = (part.func for part in parts if isinstance(part, ast.Call))
+        inner = (_description(part) for part in parts if isinstance(part, DEFINITIONS) and part is not node)
         first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
         source = "".join(lines[first - 1:node.end_lineno]).rstrip("\n")
-        docstring = (ast.get_docstring(node) or "").strip()
         yield Definition(
-            node.name, source + "\n\n", docstring.split("\n")[0].strip(),
+            node.name, source + "\n\n", _description(node), inner=tuple(inner),
             calls=frozenset(function.id for function in calls if isinstance(function, ast.Name)),
             last_parameter=_last_parameter(node))
 
 
+def _description(node: ast.stmt) -> str:
+    return (ast.get_docstring(node) or "").strip().split("\n")[0].strip()
+
+
 def _last_parameter(node: ast.stmt) -> str:
+    """Nothing where a reader may name another one, or need not read: with `*args` or `**options`, or `self` alone."""
     if isinstance(node, ast.ClassDef):
         return next((_last_parameter(part) for part in node.body if getattr(part, "name", "") == "__init__"), "")
-    parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-    return parameters[-1].arg if parameters else ""
+    names = [parameter.arg for parameter in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+    unsure = node.args.vararg or node.args.kwarg or names == ["self"]
+    return names[-1] if names and not unsure else ""
 
 
 TASKS = (
     Task("qa_1", functools.partial(build, "qa_1"), any_reference, ANSWER_TOKENS,
-         "RULER-style: Python definitions of the corpus instead of SQuAD, asked for by their docstrings' first line"),
+         "RULER-style: Python definitions of the corpus instead of SQuAD, asked for by their docstrings' first line, "
+         "which hints at the name; a model that has seen the code may answer without the context"),
     Task("qa_2", functools.partial(build, "qa_2"), any_reference, ANSWER_TOKENS,
          "RULER-style: Python definitions of the corpus instead of HotpotQA, asked for a parameter of what one calls"),
 )

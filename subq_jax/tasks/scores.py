@@ -1,8 +1,14 @@
-"""Scores of answers."""
+"""Scores of answers.
+
+RULER's two look for the references anywhere in the answer, as parts of other words too, and count nothing else against
+it: an answer that lists every needle of a short context is right. Only the tokens an answer may take limit that.
+"""
 
 import re
 
 from subq_jax.tasks.haystack import Question
+
+NUMBER = r"\$?\d+(?:[.-]\d+|,\d{3}(?!\d))*"  # 12.4, $94,200 and 276-856-7237 are one each; 1379,3404 are two
 
 
 def share_of_references(answer: str, question: Question) -> float:
@@ -16,11 +22,12 @@ def any_reference(answer: str, question: Question) -> float:
     return float(any(reference.lower() in answer.lower() for reference in question.outputs))
 
 
-def whole_reference(answer: str, question: Question) -> float:
-    """The fraction of references that stand in the answer as whole words or numbers, whatever the case.
+def first_values(answer: str, question: Question, pattern: str = NUMBER) -> float:
+    """The fraction of references that the answer gives in their order: its first value must be the first, and so on.
 
-    So 12.4 is not found in 12.41, 112.4 or 3.12.4, but in "Section 12.4.".
+    A value is whatever matches `pattern` as whole words, whatever the case. So an answer that lists all there are earns
+    no more than its beginning does, and 12.4 is not found in 12.41, 112.4 or 3.12.4, but in "Section 12.4.".
     """
-    found = sum(re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(reference)}(?!\w|[.,]\d)", answer, re.IGNORECASE) is not None
-                for reference in question.outputs)
-    return found / len(question.outputs)
+    given = re.findall(rf"(?<![\w$])(?<!\d[.-])(?:{pattern})(?!\w|[.-]\d)", answer, re.IGNORECASE)
+    right = sum(value.lower() == reference.lower() for value, reference in zip(given, question.outputs, strict=False))
+    return right / len(question.outputs)

@@ -1,4 +1,14 @@
-"""English words to make keys of: an adjective, a hyphen and a noun, as in RULER's."""
+"""Word lists: what keys are made of, as in RULER an adjective, a hyphen and a noun, and what sentences are filled with.
+
+Sentences take theirs from short lists, so that the same words stand in many places: what is asked is then told by where
+a word stands, not by whether it stands there at all.
+"""
+
+
+def words(text: str, separator: str | None = None) -> tuple[str, ...]:
+    """A list written as one text."""
+    return tuple(text.split(separator))
+
 
 _ADJECTIVES = """
 able abrupt absent absurd abundant academic acid active actual acute adept adjacent adorable adult advanced aerial agile
@@ -162,4 +172,50 @@ witch wizard wolf wombat wood woodpecker wool wrench wrestler wrist writer yacht
 zephyr zeppelin zinc zipper zither zone zoo zucchini
 """
 
-ADJECTIVES, NOUNS = _ADJECTIVES.split(), _NOUNS.split()
+ADJECTIVES, NOUNS = words(_ADJECTIVES), words(_NOUNS)
+WORDS = {
+    "adjective": words(
+        "amber ancient bitter blind bold brave brisk broad calm careful clever cold curious damp dark dear deep "
+        "distant dusty eager early empty even faint fair false famous fine firm free fresh gentle glad golden grand "
+        "grave great green grey hidden hollow honest humble idle kind large late lazy light little lonely long loud "
+        "lucky mild modest narrow new noble old open pale patient plain polite proud quick quiet rare rough sad "
+        "sharp short silent silver simple slow small soft solemn steady strange strong sudden sunny sweet tall thin "
+        "tired vast warm weary wet wide wild wise worn young"),
+    "noun": words(
+        "anchor apple attic baker barn basket beacon bell blanket boat book bottle bridge brook broom bucket cabin "
+        "candle canvas carpenter castle cellar chair chapel chest chimney clock cloud coat coin compass cook corner "
+        "cottage cradle crown cup curtain desk door drum engine farmer feather fence ferry field fiddle fire flag "
+        "flute forest fountain garden gate ghost glove guest hammer harbor hat hill horse inn island jar key kitchen "
+        "kite ladder lamp lantern letter lighthouse map market meadow mill mirror monk moon mountain needle oven owl "
+        "painter palace path pencil pilot pond postman quilt river road roof rope sailor school shadow shepherd ship "
+        "shoe shop singer spoon stable star stone storm stove street tailor teacher tower train tree valley village "
+        "violin wagon wall well wheel whistle window winter wolf"),
+    "verb": words(
+        "answered borrowed bought broke built buried called carried caught chased cleaned copied counted covered "
+        "crossed described drew drove dropped earned emptied fed followed forgot found guarded heard held hid joined "
+        "kept kissed knew left lifted lit lost loved made measured mended met missed moved named noticed opened "
+        "owned painted passed praised promised pulled pushed reached read remembered repaired saved sent shared "
+        "sheltered showed sold stole studied taught thanked took touched traded trusted turned visited warned washed "
+        "watched weighed welcomed wrote"),
+    "adverb": words(
+        "again almost alone always badly barely carefully easily finally gladly hardly kindly lately loudly mostly "
+        "nearly neatly never often once perhaps plainly proudly quickly quietly rarely sadly safely secretly seldom "
+        "slowly softly somehow soon still suddenly together twice warmly wisely"),
+    "name": words(
+        "Abel Ada Agnes Albert Alma Amos Anton Arthur Beatrice Bela Bruno Carla Cecil Clara Conrad Cora Cyril Dora "
+        "Edgar Edith Elias Ella Emil Enid Ernest Esther Felix Flora Frida Georg Gerda Greta Gustav Hanna Harold "
+        "Hazel Hector Hilda Hugo Ida Igor Irene Iris Ivan Jasper Jonas Julia Karl Klara Lena Leo Linus Lotte Louis "
+        "Mabel Magda Marcus Martha Max Mina Moses Nadia Nils Nora Oscar Otto Paula Pavel Petra Quentin Rosa Ruben "
+        "Ruth Selma Simon Sonia Stella Sven Thea Theo Tilda Tobias Ulrich Ursula Vera Victor Viola Walter Wanda "
+        "Xenia Yusuf Zara Zelda"),
+    "place": words(
+        "Alderby Ashwick Barrow Bexley Birchfield Blakemoor Brindle Calder Carrick Copley Dunmore Eastham Elmstead "
+        "Fairlea Farley Glenford Greycliff Harrowgate Hartwell Holmby Inverlea Kelby Kingsmere Lakeholt Langdale "
+        "Larkhill Marlow Merton Milden Moorend Netherby Norwell Oakley Ostley Penrose Quarley Redmoor Rowan Saltby "
+        "Selwick Stanmore Thornley Tilbrook Underhill Wexcombe Whitby Wickford Yarrow"),
+    "time": words(
+        "at dawn|at dusk|at midnight|at noon|before breakfast|in April|in August|in autumn|in December|in February|"
+        "in January|in July|in June|in March|in May|in November|in October|in September|in spring|in summer|"
+        "in the rain|in winter|last night|on Friday|on Monday|on Saturday|on Sunday|on Thursday|on Tuesday|"
+        "on Wednesday|that evening|that morning|this week|yesterday", "|"),
+}

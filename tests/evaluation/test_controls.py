@@ -118,6 +118,7 @@ def test_controls_are_arms_for_the_statistics():
     assert compared["vote 256"]["difference"] == 1 - table[None]["mean"] > 0 and compared["vote 256"]["pairs"] == 6
 
 
+@pytest.mark.slow
 def test_a_real_model_answers_under_every_control():
     from tiny_decoder import decoder
 

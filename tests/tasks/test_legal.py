@@ -5,7 +5,7 @@ import re
 import pytest
 from tiny_tasks import build, check_common, check_solved, decoded
 
-from subq_jax.tasks import find_task
+from subq_jax.tasks import Question, find_task
 from subq_jax.tasks.legal import COMPANIES, SERVICES, STATES, TERMS
 
 NAMES = "legal_clause", "legal_term", "legal_definition", "legal_exception"
@@ -104,6 +104,31 @@ def test_guessing_scores_the_chance_stated():
         for sections in contracts(haystack.context).values():
             assert len(sections) >= 14 and sum(score(number, question) for number in sections) <= 1
         assert sum(score(number, question) for number in sections) <= 1
+
+
+def test_the_condition_alone_does_not_tell_an_exception():
+    """Who skips the section that an exception names can only choose among those with the same condition."""
+    for length in (8000, 150_000):
+        shared = []
+        for index in range(4):
+            haystack = build("legal_exception", length, index=index, num_questions=4)
+            for question in haystack.questions:
+                parties = re.search("agreement between (.*?) and (.*?(?:Ltd|LLC|Inc))", question.text).groups()
+                texts = " ".join(contracts(haystack.context)[parties].values())
+                condition = re.search("in days, (.*)[?]", question.text)[1]
+                shared.append(len(re.findall(f"{condition} the period stated there is", texts)))
+        assert min(shared) >= 2 and max(shared) <= 9
+
+
+def test_the_first_value_of_an_answer_counts():
+    score = find_task("legal_term").score
+    law, days, fee = (Question("?", "", (output,)) for output in ("Virginia", "45", "$94,200"))
+    assert score(" the laws of VIRGINIA.", law) == 1 > score("West Virginia", law) == score("Ohio or Virginia", law)
+    assert score("45 days", days) == 1 > score("145", days) == score("45.5", days) == score("44 or 45", days)
+    assert score(" $94,200.", fee) == 1 > score("$94,200.50", fee) == score("$194,200", fee) == score("", fee)
+    assert find_task("legal_clause").score(" 12.4.", Question("?", "", ("12.4",))) == 1
+    assert not any(find_task("legal_clause").score(text, Question("?", "", ("12.4",)))
+                   for text in ("12.41", "112.4", "3.12.4", "12", "12-4"))
 
 
 def test_names_are_distinct():

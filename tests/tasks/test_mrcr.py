@@ -9,7 +9,7 @@ from tiny_tasks import TOKENIZER, build, check_common, check_solved, decoded
 
 from subq_jax.tasks import Question, find_task
 from subq_jax.tasks.mrcr import ANSWER_TOKENS, FORMATS, chance_score, score, wrong_instance_score
-from subq_jax.tasks.sentences import WORDS
+from subq_jax.tasks.words import WORDS
 
 NAMES = "mrcr_2", "mrcr_4", "mrcr_8"
 QUESTION = Question("?", "", ("abcdefghijthe cat sat",), wrong=("the dog ran",))

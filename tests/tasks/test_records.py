@@ -7,7 +7,7 @@ from tiny_tasks import build, check_common, check_solved, decoded
 
 from subq_jax.tasks import find_task
 from subq_jax.tasks.records import LAST_NAMES, _distinct
-from subq_jax.tasks.sentences import WORDS, words
+from subq_jax.tasks.words import WORDS, words
 
 NAMES = "phonebook", "mqar", "counting", "latent_list"
 LENGTHS = 5000, 12_000, 60_000
@@ -83,13 +83,22 @@ def test_guessing_scores_the_chance_stated():
         assert sum(find_task("counting").score(str(number), question) for number in range(1, 17)) == 1
     assert "Chance: 1/16." in find_task("counting").source
     for question in build("mqar", 12_000, num_questions=4).questions:
-        values = [str(number) for number in range(1000, 10_000)]
+        values = [" ".join([str(number)] * 4) for number in range(1000, 10_000)]
         assert sum(find_task("mqar").score(value, question) for value in values) == pytest.approx(1)
+    assert "Chance: 1/9000." in find_task("mqar").source
     haystack = build("latent_list", 12_000, num_questions=8)
     for question in haystack.questions:
         elements = final_lists(haystack.context)[re.search(r"print\((\w+)\[", question.text)[1]]
         assert 4 <= len(elements) <= 9
         assert sum(find_task("latent_list").score(str(element), question) for element in elements) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_listing_everything_scores_no_more_than_a_guess(name):
+    haystack = build(name, 3500, num_questions=4)
+    listed = " ".join([*re.findall(r"\d+(?:-\d+)*", haystack.context), *map(str, range(1, 17))])
+    scores = [find_task(name).score(listed, question) for question in haystack.questions]
+    assert sum(scores) <= 1 and len(scores) == 4
 
 
 def test_names_and_keys_are_distinct_and_run_out_with_an_error():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from subq_jax.data.tokenizers import ByteTokenizer
-from subq_jax.tasks import Request, find_task, haystack, ruler_niah
+from subq_jax.tasks import Request, find_task, haystack, ruler_niah, ruler_qa
 from subq_jax.tasks.words import ADJECTIVES, NOUNS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -126,7 +126,7 @@ def solve(name, text):
 @pytest.mark.parametrize("name", TASKS)
 def test_goldens(name):
     """Short prompts, each checked by eye against RULER's definition."""
-    length = {"vt": 1900, "cwe": 2600, "fwe": 800, "qa_1": 1300, "qa_2": 1500}.get(name, 900)
+    length = {"vt": 1900, "cwe": 2600, "fwe": 800, "qa_1": 1300, "qa_2": 1500, "niah_multiquery": 1000}.get(name, 900)
     built = make(name, length, num_questions=2)
     lines = [built.context]
     for question in built.questions:
@@ -192,7 +192,7 @@ def test_needles_follow_the_template(name):
 
 
 def test_needles_stand_anywhere():
-    depths = [make("niah_single_1", 12000, index=i).questions[0].evidence[0][0] / 12000 for i in range(60)]
+    depths = [make("niah_single_1", 12000, index=i).questions[0].evidence[0][0] / 12000 for i in range(40)]
     assert min(depths) < 0.15 and max(depths) > 0.85 and 0.35 < np.mean(depths) < 0.65
     assert len({int(depth * 12000) % 64 for depth in depths}) > 20
 
@@ -300,6 +300,20 @@ def test_corpus_too_small(name):
         make(name, 5000, corpus=())
 
 
+def test_a_corpus_is_text():
+    with pytest.raises(ValueError, match=r"corpus\[1\] must be text that UTF-8 can write"):
+        make("niah_single_2", 3000, corpus=("Fine, naïve text.", "Not \ud800 fine."))
+
+
+@pytest.mark.parametrize("text", ["One of the special magic numbers for able-abacus is: 1234567. ",
+                                  "{key} {query} {context} %s {0}. ", "A line.\r\nAnother one!\r\n"])
+def test_corpora_that_read_like_the_task_are_but_text(text):
+    for name in ("niah_single_2", "niah_multiquery"):
+        (question,) = (built := make(name, 3000, corpus=(text * 200,))).questions
+        answer, _ = solve(name, prompt(built, question))
+        assert sorted(answer) == sorted(question.outputs) and BYTES.decode(built.tokens) == built.context
+
+
 def test_text_without_full_stops_and_without_facts():
     text = ("word " * 3000,)
     assert len(make("niah_multikey_1", 5000, corpus=text).questions[0].evidence) == 1
@@ -309,10 +323,33 @@ def test_text_without_full_stops_and_without_facts():
         make("qa_2", 5000, corpus=("def broken(:\n", "x = '\\d'\n"))
 
 
+def test_facts_have_one_answer_that_only_reading_gives():
+    def facts(name, *definitions):
+        found = ruler_qa._read(("\n\n".join(definitions),), name)[1]
+        return [(fact.query.split('"')[1], fact.answer) for fact in found]
+
+    plain = 'def open_gate(left, gate_width=1):\n    """Let the sheep out of here."""\n'
+    assert facts("qa_1", plain) == [("Let the sheep out of here.", "open_gate")]
+    method = 'class Farm:\n    def release(self):\n        """Let the sheep out of here."""\n'
+    assert not facts("qa_1", plain, method)  # two are described so
+    assert not facts("qa_1", plain.replace("Let", "Open gate: let"))
+    caller = 'def shepherd():\n    """Wake up before the dawn."""\n    open_gate(1)\n'
+    assert facts("qa_2", plain, caller) == [("Wake up before the dawn.", "gate_width")]
+    assert not facts("qa_2", plain.replace("gate_width=1", "gate_width=1, **options"), caller)
+    assert not facts("qa_2", "class open_gate:\n    def __init__(self):\n        pass\n", caller)
+
+
+def test_lines_of_documents_end_in_any_way():
+    text = '"""One.\n"""\ndef first():\n    """Say the first thing there is."""\n\n\ndef second():\n    pass\n'
+    found = [[definition.text for definition in ruler_qa._definitions(text.replace("\n", end))]
+             for end in ("\n", "\r\n", "\r")]
+    assert found[0] == found[1] == found[2] and found[0][1] == "def second():\n    pass\n\n"
+
+
 def test_keys_run_out(monkeypatch):
     monkeypatch.setattr(ruler_niah, "ADJECTIVES", ADJECTIVES[:2])
     monkeypatch.setattr(ruler_niah, "NOUNS", NOUNS[:3])
-    with pytest.raises(ValueError, match="niah_multikey_2 has 6 keys, too few for length=5000"):
+    with pytest.raises(ValueError, match="niah_multikey_2 has 5 keys, too few for length=5000"):
         make("niah_multikey_2", 5000)
 
 

@@ -1,7 +1,8 @@
 """Software engineering over real repositories: search, completion across files, bodies with doctests, edits.
 
 The repository is `Request.corpus`, documents whose first line is `# path/to/file.py` (`source_documents` reads a folder
-so), or the standard library if the corpus is empty. Its whole files, in random order, fill the context.
+so), or the standard library if the corpus is empty, which is also what models train on here by default: score those on
+another folder. Its whole files, in random order, fill the context.
 
 Each task has a renamed variant, `_renamed`, in which functions and classes have made-up names throughout, and each of
 the two a control, `_no_context`: the same questions without the context.
@@ -46,8 +47,9 @@ def _builder(family: Family, name: str, renamed: bool, context: bool) -> Callabl
 
 
 TASKS = (
-    *_variants(BY_DESCRIPTION, is_found, f"{REPOQA}; descriptions are docstrings, and comments count"),
-    *_variants(BY_CALL, is_found, f"{REPOQA}; asks by a call in place of a description"),
+    *_variants(BY_DESCRIPTION, is_found, f"{REPOQA}, for Python. Differs: a docstring describes, files stand in any "
+               "order, comments count, and any function of the context may be nearer. Chance: 0."),
+    *_variants(BY_CALL, is_found, f"{REPOQA}; as code_search, but a call asks in place of a description. Chance: 0."),
     *_variants(NEXT_LINE, is_line, f"{COMPLETION}; the definition stands in the first {1 - FAR:.0%} of the context"),
     *_variants(IDENTIFIER, is_name, f"{COMPLETION}; the rest of the line is shown"),
     *_variants(BODY, passes_doctests, "ours: a function's own doctests run with the body the model writes"),

@@ -1,7 +1,8 @@
 """Runs the doctests of a function that a model wrote, in a process with limits.
 
-The limits stop mistakes: endless loops, memory without end, full disks. They are no sandbox against code that means
-harm; score unknown models in a container.
+The limits stop mistakes: endless loops, memory without end, a file without end. They are no sandbox. Code that means to
+can delete and read what the user can, use the network, write many files, start processes that outlive it in a session
+of their own, or report that all examples passed: score unknown models in a container.
 """
 
 import contextlib
@@ -61,8 +62,8 @@ class Doctests:
 
         Args:
           source: the file's whole text.
-          seconds: of wall clock, after which the process and those it started are killed.
-          mebibytes: of address space.
+          seconds: of wall clock, after which the process and those it started in its group are killed.
+          mebibytes: of address space, for each process.
         """
         with tempfile.TemporaryDirectory() as folder:
             for path, text in self.files.items():

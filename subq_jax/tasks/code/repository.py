@@ -138,14 +138,17 @@ class Repository:
 
 
 @functools.lru_cache(4)
-def source_documents(source: str = "") -> tuple[str, ...]:
-    """The Python files of a folder as documents whose first line is `# path`; of the standard library for `""`.
+def source_documents(source: str = "", suffix: str = ".py") -> tuple[str, ...]:
+    """The files of a folder whose names end in `suffix`, of the standard library for `""`, as a corpus.
+
+    Python files get a first line `# path`, by which these tasks know them.
 
     Raises:
       ValueError: as `subq_jax.source_folder.scan`.
     """
-    found = scan(source, ".py")
-    return tuple(f"# {document.path}\n{read_document(found.source, document)}" for document in found.documents)
+    found = scan(source, suffix)
+    return tuple(f"# {document.path}\n" * document.path.endswith(".py") + read_document(found.source, document)
+                 for document in found.documents)
 
 
 @functools.lru_cache(4)

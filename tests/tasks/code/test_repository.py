@@ -12,6 +12,14 @@ def test_a_folder_becomes_documents_with_their_paths(shop_folder):
     assert source_documents(shop_folder) == tuple(sorted(documents(), key=lambda text: text.split("\n")[0]))
 
 
+def test_of_other_files_a_corpus_has_the_text_alone(tmp_path):
+    for name in ("a.py", "LICENSE"):
+        (tmp_path / name).write_text(f"x = '{name}'\r\n", encoding="utf-8", newline="")
+    assert source_documents(str(tmp_path), "") == ("x = 'LICENSE'\r\n", "# a.py\nx = 'a.py'\r\n")
+    with pytest.raises(ValueError, match="holds no files to read"):
+        source_documents(str(tmp_path), ".txt")
+
+
 def test_definitions_have_their_lines_and_docstrings():
     repository = read_repository(documents())
     add_tax, basket, total_weight = repository.files[0].definitions
