@@ -58,7 +58,7 @@ TASK = Task("letters", None, lambda answer, question: 0.5, 6, "")
     for name in ("dense", *SELECTING)])
 def test_rows_say_what_the_model_chose(mechanism):
     model = answering(mechanism, 16)
-    spans = ((1, 2), (3, 4), (51, 71), (99, 100))  # the second is in the sink but for the token before the context
+    spans = ((1, 2), (3, 4), (50, 70), (99, 100))  # the second is in the sink but for the token before the context
     (row,) = answer_questions(model, TASK, haystack(*spans))
     if mechanism == "dense":
         assert row["evidence_recall"] is row["evidence_always"] is None
