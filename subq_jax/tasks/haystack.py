@@ -15,6 +15,7 @@ import numpy as np
 from subq_jax.checks import check_integer
 
 INT32_BYTES = 4
+PIECES = ("One piece.", " Another", ".\n", "And one.")  # to try tokenizers with
 
 Span = tuple[int, int]  # first token, and the one after the last, of the context
 
@@ -147,9 +148,16 @@ class Task:
 
 
 class Encoder:
-    """Encodes pieces of text, each distinct one once: tasks measure a piece first and use it much later."""
+    """Encodes pieces of text, each distinct one once: tasks measure a piece first and use it much later.
+
+    Raises:
+      ValueError: for a tokenizer that adds to pieces what is not there, as those do that begin every text with a space.
+    """
 
     def __init__(self, tokenizer: TextTokenizer):
+        given = tokenizer.decode(np.concatenate([tokenizer.encode(piece) for piece in PIECES]))
+        if given != "".join(PIECES):
+            raise ValueError(f"tokenizer must give back {''.join(PIECES)!r} from pieces encoded apart, got {given!r}")
         self._tokenizer = tokenizer
         self._known: dict[str, bytes] = {}  # of int32: small, and quickly joined
 
