@@ -71,6 +71,10 @@ class BpeTokenizer(_Specials):
         """The tokens of `text`, int32[S]."""
         return np.array(self._bpe.encode(text).ids, np.int32)
 
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """The tokens of each text, int32[S]; on all cores, so that many texts are encoded faster than one by one."""
+        return [np.array(encoding.ids, np.int32) for encoding in self._bpe.encode_batch_fast(texts)]
+
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of `tokens` without special tokens; bytes that are not UTF-8 become replacement characters."""
         return self._bpe.decode(self._ordinary(tokens))

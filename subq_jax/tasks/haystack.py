@@ -6,7 +6,6 @@ those of its pieces in turn. So lengths are exact and additive for any tokenizer
 """
 
 import dataclasses
-import functools
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
@@ -15,10 +14,12 @@ import numpy as np
 
 from subq_jax.checks import check_integer
 
-Span = tuple[int, int]  # first token, and the one after the last, of the context
+INT32_BYTES = 4
+PIECES = ("One piece.", " Another", ".\n", "And one.")  # to try tokenizers with
 
 TRAINING_KEYS = 8  # one in so many
-REMEMBERED = 4_000_000  # encoded pieces: tasks measure a piece first and use it much later
+
+Span = tuple[int, int]  # first token, and the one after the last, of the context
 
 
 class TextTokenizer(Protocol):
@@ -156,14 +157,42 @@ class Task:
 
 
 class Encoder:
-    """Encodes pieces of text, each distinct one once."""
+    """Encodes pieces of text, each distinct one once: tasks measure a piece first and use it much later.
+
+    Raises:
+      ValueError: for a tokenizer that adds to pieces what is not there, as those do that begin every text with a space.
+    """
 
     def __init__(self, tokenizer: TextTokenizer):
-        self.encode = functools.lru_cache(REMEMBERED)(lambda text: np.asarray(tokenizer.encode(text), np.int32))
+        given = tokenizer.decode(np.concatenate([tokenizer.encode(piece) for piece in PIECES]))
+        if given != "".join(PIECES):
+            raise ValueError(f"tokenizer must give back {''.join(PIECES)!r} from pieces encoded apart, got {given!r}")
+        self._tokenizer = tokenizer
+        self._known: dict[str, bytes] = {}  # of int32: small, and quickly joined
+
+    def learn(self, texts: Iterable[str]) -> None:
+        """Encodes texts that will be asked for together, on all cores where the tokenizer has `encode_batch`."""
+        if hasattr(self._tokenizer, "encode_batch"):
+            new = list({text: None for text in texts if text not in self._known})
+            self._known.update(zip(new, map(_as_bytes, self._tokenizer.encode_batch(new)), strict=True))
+
+    def joined(self, texts: Iterable[str]) -> tuple[np.ndarray, list[int]]:
+        """The tokens of the texts in turn, int32 [S], and how many the texts have, each encoded on its own."""
+        encoded = [self._encode(text) for text in texts]
+        return np.frombuffer(bytearray().join(encoded), np.int32), [len(tokens) // INT32_BYTES for tokens in encoded]
 
     def count(self, *texts: str) -> int:
         """Tokens of the texts, each encoded on its own."""
-        return sum(len(self.encode(text)) for text in texts)
+        return sum([len(self._encode(text)) for text in texts]) // INT32_BYTES
+
+    def _encode(self, text: str) -> bytes:
+        if (tokens := self._known.get(text)) is None:
+            tokens = self._known[text] = _as_bytes(self._tokenizer.encode(text))
+        return tokens
+
+
+def _as_bytes(tokens: np.ndarray) -> bytes:
+    return np.asarray(tokens, np.int32).tobytes()
 
 
 def assemble(request: Request, task: str, pieces: Iterable[str], ask: Callable[[list[Span]], Iterable[Question]],
@@ -174,11 +203,11 @@ def assemble(request: Request, task: str, pieces: Iterable[str], ask: Callable[[
       ValueError: when a prompt with its answer is longer than asked: the task's own sums are wrong.
     """
     pieces = tuple(pieces)
-    encoded = [encoder.encode(piece) for piece in pieces]
-    ends = np.cumsum([len(tokens) for tokens in encoded]).tolist()
+    tokens, sizes = encoder.joined(pieces)
+    ends = np.cumsum(sizes).tolist()
     spans = list(zip([0, *ends[:-1]], ends, strict=True))
     questions = tuple(ask(spans))
-    haystack = Haystack(task, request.index, pieces, np.concatenate(encoded), questions, request.length)
+    haystack = Haystack(task, request.index, pieces, tokens, questions, request.length)
     for question in questions:
         used = len(haystack.tokens) + encoder.count(question.text, question.answer_prefix) + answer_tokens
         if used > request.length:

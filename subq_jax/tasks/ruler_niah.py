@@ -121,7 +121,15 @@ def _among_needles(name, kind, request, rng, encoder):
     """
     header = kind.wording()[0]
     entries, longest, used = [], 0, encoder.count(header) + ANSWER_TOKENS
-    for entry in _entries(kind, request, rng):
+
+    def drawn():
+        """The entries; half of what still fits is encoded together."""
+        source = _entries(kind, request, rng)
+        while batch := list(itertools.islice(source, max(1, len(entries) * (request.length - used) // (2 * used)))):
+            encoder.learn(part for entry in batch for part in kind.needle(entry.key, *entry.values))
+            yield from batch
+
+    for entry in drawn():
         if len(entries) < request.num_questions:
             longest = max(longest, encoder.count(*_question(kind, [entry])))
         used += encoder.count(*kind.needle(entry.key, *entry.values), "\n")

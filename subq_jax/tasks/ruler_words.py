@@ -39,6 +39,8 @@ DOTS = "..."
 NUM_FREQUENT = 3
 FEWEST_CODED = 53  # from here on the fourth rank always stands more often than the fifth
 
+BATCH = 4096  # words whose numbers are encoded together
+
 SYLLABLES = [consonant + vowel for consonant in "bcdfghjklmnpqrstvwxyz" for vowel in "aeiou"]
 NUM_SYLLABLES = 3  # so no word is part of another, and there are a million
 
@@ -58,9 +60,12 @@ def build_common(request: Request) -> Haystack:
     fixed = [*example, COMMON_HEADER, COMMON_QUESTION, COMMON_PREFIX, *least]
     room = room_for_context(request, "cwe", encoder, COMMON_TOKENS, *fixed)
     last = len(least) // 2
-    for word in words:
+    for number, word in enumerate(words):
+        if number % BATCH == 0:
+            ahead = (_number(last + i) for i in range(1, BATCH * seldom + 1))
+            encoder.learn(itertools.islice(ahead, room))  # a number takes a token at least
         room -= seldom * encoder.count(" " + word)
-        room -= encoder.count(*(_number(last + i) for i in range(1, seldom + 1)))
+        room -= encoder.count(*[_number(last + i) for i in range(1, seldom + 1)])
         if room < 0:
             break
         chosen.append(word)

@@ -31,6 +31,8 @@ def test_decode_undoes_encode_and_token_bytes_add_up(kind, bpe):
 
 def test_bpe_merges_and_keeps_to_its_size(bpe):
     assert len(bpe.encode("return return")) < 6
+    batch = bpe.encode_batch(["return return", "", TEXT])
+    assert [tokens.tolist() for tokens in batch] == [bpe.encode(text).tolist() for text in ("return return", "", TEXT)]
     assert bpe.vocab_size == 280
     assert len({bpe.bos_id, bpe.eos_id, bpe.pad_id}) == 3 and bpe.pad_id == 279
 

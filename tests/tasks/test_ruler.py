@@ -149,6 +149,30 @@ def test_the_length_is_filled_and_the_same_request_gives_the_same(name, tokenize
     assert len({built.context, *(other.context for other in others)}) == 3
 
 
+def test_a_tokenizer_that_adds_to_pieces_is_refused():
+    class Spaces(ByteTokenizer):
+        def encode(self, text):
+            return super().encode(" " + text)
+
+    with pytest.raises(ValueError, match="tokenizer must give back .* from pieces encoded apart, got ' One piece."):
+        make("niah_single_1", 3000, Spaces())
+
+
+@pytest.mark.parametrize("name", ["niah_multikey_2", "niah_multikey_3", "cwe"])
+def test_a_tokenizer_of_batches_changes_nothing_but_the_time(name):
+    class Batches(ByteTokenizer):
+        encoded = 0
+
+        def encode_batch(self, texts):
+            self.encoded += len(texts)
+            return [self.encode(text) for text in texts]
+
+    fast = make(name, 9000, batches := Batches(), num_questions=2)
+    slow = make(name, 9000, num_questions=2)
+    assert fast.pieces == slow.pieces and fast.questions == slow.questions and batches.encoded > 50
+    assert np.array_equal(fast.tokens, slow.tokens)
+
+
 @pytest.mark.parametrize("name", TASKS[:-2])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_a_solver_that_reads_the_prompt_is_right_and_guesses_are_right_by_chance(name, length):

@@ -17,9 +17,10 @@ PARAMETERS = ("budget_hint", "trace_level", "retry_quota", "origin_tag", "epoch_
 
 _EDIT = """
 The function `{name}` of {path} in the repository above gets one more parameter at the end, `{parameter}=0`, and every
-call of it, in whatever file, one more argument at the end, `{parameter}={value}`. Write each line that changes, one a
-line, as the path of its file, a colon, a space, and the line as it reads then, without indentation. Begin with the
-definition's line, write nothing else, and end with a line `done`.
+call of it, in whatever file, one more argument at the end, `{parameter}={value}`. Strings and comments stay as they
+are, examples in docstrings too. Write each line that changes, one a line, as the path of its file, a colon, a space,
+and the line as it reads then, without indentation. Begin with the definition's line, write nothing else, and end with a
+line `done`.
 """
 
 
