@@ -19,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 from experiments.program import run
-from subq_jax.data.config import DataConfig
+from subq_jax.data import DataConfig, data_info, open_tokenizer
 from subq_jax.evaluation.answering import AnsweringModel
 from subq_jax.evaluation.controls import Control, answer_with, check_workarounds, controls_of
 from subq_jax.evaluation.summary import (
@@ -31,7 +31,7 @@ from subq_jax.evaluation.summary import (
 )
 from subq_jax.files import append_rows, read_rows, write_rows
 from subq_jax.inference.reader import Reader
-from subq_jax.reporting.evaluation import write_evaluation, write_evaluation_plots
+from subq_jax.reporting.evaluation import templates, write_evaluation, write_evaluation_plots
 from subq_jax.reporting.results import arm_name
 from subq_jax.tasks import Request, Task, find_task
 from subq_jax.tasks.code import source_documents
@@ -55,19 +55,16 @@ _MARGIN = flags.DEFINE_float("margin", 0.02, "Difference of scores that counts a
 
 
 class Model:
-    """A trained run as it answers: its arm, its tokenizer and `text` (equal where tokenizers are)."""
+    """A trained run as it answers: its arm, the tasks it was trained on, its tokenizer and `text`, equal where
+    tokenizers are."""
 
     def __init__(self, workdir: Path):
-        from subq_jax.data.text_pipeline import TokenisedSplit
-
         config = stored_config(workdir)
-        data = DataConfig.from_mapping(config.data)
-        if data.task != "text":
-            raise ValueError(f"{workdir} must be a run on text, got data.task={data.task!r}")
         self.arm = {"mechanism": config.model.mechanism, "seed": config.seed,
                     "budget": None if config.model.mechanism == "dense" else config.model.budget}
-        split = TokenisedSplit.load(data, "validation")
-        self.tokenizer, self.text = split.tokenizer, split.fingerprint
+        data = DataConfig.from_mapping(config.data)
+        self.taught = data.question_tasks
+        self.tokenizer, self.text = open_tokenizer(data), data_info(data).fingerprint
         model = train(config, workdir, show_progress=False).model
         self.answering = AnsweringModel(Reader(model), self.tokenizer, model.config)
 
@@ -100,8 +97,9 @@ def evaluate_runs(models: list[Model], tasks: list[Task], lengths: list[int], sa
                 if model.text not in haystacks:
                     request = Request(length, model.tokenizer, _SEED.value, index, _QUESTIONS.value, corpus)
                     haystacks[model.text] = task.build(request)
+                template = {"template": "seen" if task.name in model.taught else "unseen"}
                 for rows in answer_with(model.answering, task, haystacks[model.text], missing):
-                    append_rows(file, [row | model.arm for row in rows])
+                    append_rows(file, [row | model.arm | template for row in rows])
 
 
 def report(samples: list[dict], workdir: Path, console: Console) -> None:
@@ -119,14 +117,14 @@ def report(samples: list[dict], workdir: Path, console: Console) -> None:
                          "workarounds", "chunk_sizes")})
     write_evaluation_plots(workdir / "plots", scores, lengths=lengths, depths=depths)
     table = Table("task", "length", "arm", "score", "95% interval", "samples", "haystacks", "tokens read", "FLOPs",
-                  "seconds", "evidence chosen")
+                  "seconds", "evidence chosen", "templates")
     for row in scores:
         interval = "-" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
         costs = ["-" if row[name] is None else f"{row[name]:{style}}" for name, style in (
             ("tokens_read", ",.0f"), ("flops", ".3g"), ("seconds", ".3g"), ("evidence_recall", ".3f"))]
         table.add_row(row["task"] or "all tasks", str(row["length"]),
                       arm_name(row["mechanism"], row["budget"], row["control"]), f"{row['mean']:.3f}", interval,
-                      str(row["samples"]), str(row["haystacks"]), *costs)
+                      str(row["samples"]), str(row["haystacks"]), *costs, templates(row))
     console.print(table)
     console.print(f"Report: {workdir / 'report.html'}", soft_wrap=True)
 

@@ -19,8 +19,11 @@ import numpy as np
 
 from subq_jax.checks import check_integer
 from subq_jax.data.config import RECALL_TASKS, DataConfig
+from subq_jax.data.tokenizers import Tokenizer
 
-__all__ = ["Batch", "DataConfig", "DataInfo", "DataIterator", "data_info", "make_eval_batches", "make_train_iterator"]
+__all__ = [
+    "Batch", "DataConfig", "DataInfo", "DataIterator", "data_info", "make_eval_batches", "make_train_iterator",
+    "open_tokenizer"]
 
 
 Batch = dict[str, np.ndarray]
@@ -141,3 +144,21 @@ def data_info(config: Mapping[str, Any] | DataConfig) -> DataInfo:
 
     validation = TokenisedSplit.load(config, "validation")
     return DataInfo(validation.tokenizer.vocab_size, validation.bytes_per_token, validation.fingerprint)
+
+
+def open_tokenizer(config: Mapping[str, Any] | DataConfig) -> Tokenizer:
+    """The tokenizer of data that is text.
+
+    Raises:
+      ValueError: for a recall task, whose tokens stand for nothing.
+    """
+    config = DataConfig.from_mapping(config)
+    if not config.has_text:
+        raise ValueError(f"data.task must be text or questions for a tokenizer, got {config.task!r}")
+    if config.task == "questions":
+        from subq_jax.data.questions import tokenizer_of
+
+        return tokenizer_of(config)
+    from subq_jax.data.text_pipeline import TokenisedSplit
+
+    return TokenisedSplit.load(config, "validation").tokenizer

@@ -12,6 +12,7 @@ A sample is a row with
 - `score`: 0 to 1;
 - `depth`, where there is one place to look: the share of the context before the evidence;
 - `tokens_read`, `flops`, `seconds`, where known: the price of the answer, see `evaluation.answering.Price`;
+- `template`, where known: "seen" if the task was in the model's training (keys and values never are), else "unseen";
 - `evidence_recall`, where the model chooses: what it chose of the evidence, see `evaluation.evidence`.
 
 Other fields are ignored. What comes out are rows too, flat and ready for JSON; null stands for what cannot be known,
@@ -52,6 +53,7 @@ class Arm(NamedTuple):
 # Controls that are no work-around of `evaluation.controls`.
 NO_CONTEXT = "no context"
 BEST = "best work-around"
+TEMPLATES = ("seen", "unseen")
 _FIELDS = ("task", "length", "mechanism", "seed", "haystack", "index", "score")
 
 
@@ -100,9 +102,10 @@ def score_table(rows: Sequence[Row], *, chance: Mapping[str, float] | None = Non
 
     Returns:
       rows `dict(task, length, mechanism, budget, control, mean, low, high, samples, haystacks, seeds, chance,
-      tokens_read, flops, seconds, evidence_recall)`, in the order of tasks, lengths and arms. The last four are null
-      where no sample has them, and means over the samples that do; `seconds` is their median, so that the few answers
-      that waited for compilation do not count. Over all tasks they are the means of the tasks' numbers.
+      seen_mean, unseen_mean, tokens_read, flops, seconds, evidence_recall)`, in the order of tasks, lengths and arms.
+      The two means are those over tasks whose template was seen or not seen in training. The last four are means over
+      the samples that have them; `seconds` is their median, so that the few answers that waited for compilation do
+      not count. Over all tasks they are the means of the tasks' numbers. Null stands for no samples.
 
     Raises:
       ValueError: for samples that `check_samples` refuses, or a task in `chance` that no sample has.
@@ -118,7 +121,8 @@ def score_table(rows: Sequence[Row], *, chance: Mapping[str, float] | None = Non
         table.append(_named(task, length, arm) | _mean(here, level, random_seed) | {
             "samples": len(here), "haystacks": len({_haystack(row) for row in here}),
             "seeds": len({row["seed"] for row in here}),
-            "chance": float(np.mean([chance[name] for name in asked])) if known else None} | _costs(here))
+            "chance": float(np.mean([chance[name] for name in asked])) if known else None,
+            **{f"{kind}_mean": _mean_of_template(here, kind) for kind in TEMPLATES}} | _costs(here))
     return table
 
 
@@ -291,6 +295,12 @@ def _mean(rows, level, random_seed):
     else:
         return {"mean": _mean_over_tasks(scores, rows), "low": None, "high": None}
     return {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _mean_of_template(rows, kind):
+    """The mean over the tasks of samples with a template of that kind; None without such."""
+    here = [row for row in rows if row.get("template") == kind]
+    return _mean_over_tasks([row["score"] for row in here], here) if here else None
 
 
 def _costs(rows):

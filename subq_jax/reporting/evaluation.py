@@ -20,6 +20,7 @@ _PRICES = ("Prices are those of one question asked alone, so that a context coun
 _EVIDENCE = ("Evidence chosen: of the key blocks with evidence that are neither sink nor local, the share that at "
              "least one query predicting the answer chose, for at least one KV head of at least one layer that "
              "chooses; mean over answers. learned_router chooses single tokens.")
+_TEMPLATES = ("Tasks of the training: their wording was learned; keys, values and haystacks are of evaluation alone.")
 _BEST = ("Best work-around: the way and chunk size with the best mean score on all other haystacks of the task and "
          "length, chosen anew for each haystack, so that no answer takes part in the choice of what it is scored "
          "under. The others are listed at every size, none chosen.")
@@ -57,13 +58,15 @@ def render_evaluation(scores: Sequence[Row], *, title: str, lengths: Sequence[Ro
         body += [image(png, description) for of, _, description, png in pictures if of == task]
         here = [row for row in scores if row["task"] == task]
         body.append(_score_table(here))
+        if any(templates(row) != "-" for row in here):
+            body += ["<h3>Templates of training and others</h3>", _template_table(here)]
         if any(row["tokens_read"] is not None for row in here):
             body += ["<h3>What an answer costs, and what it is worth</h3>", _price_table(here)]
         here = [row for row in compared if row["task"] == task]
         if here:
             body += ["<h3>Compared on the same prompts</h3>", *map(_comparison_table, _by_other(here))]
     several = f"{len(compared)} comparisons were made; p-values are of single ones." if len(compared) > 1 else None
-    said = [(_PRICES, "tokens_read"), (_EVIDENCE, "evidence_recall")]
+    said = [(_PRICES, "tokens_read"), (_EVIDENCE, "evidence_recall"), (_TEMPLATES, "seen_mean")]
     explained = [text for text, name in said if any(row[name] is not None for row in scores)]
     explained += [_BEST] * any((row["control"] or "").startswith("best") for row in scores)
     return page(title, body + record(config, versions, [_INTERVALS, *explained, *filter(None, [several]), *notes]))
@@ -149,6 +152,20 @@ def _price_table(rows):
               _or_dash(row["flops"], ".3g"), _or_dash(row["seconds"], ".3g"), _or_dash(row["evidence_recall"], ".3f")]
              for row in _ordered(rows)]
     return table(["arm", "length", "score", "tokens read", "FLOPs", "seconds", "evidence chosen"], lines)
+
+
+def templates(row: Row) -> str:
+    """What the model knew of the tasks' templates: "seen", "unseen", or the means of either where there are both."""
+    seen, unseen = row["seen_mean"], row["unseen_mean"]
+    if seen is not None and unseen is not None:
+        return f"seen {seen:.3f}, unseen {unseen:.3f}"
+    return "seen" if seen is not None else "unseen" if unseen is not None else "-"
+
+
+def _template_table(rows):
+    lines = [[arm_name(*_arm(row)), row["length"], _or_dash(row["seen_mean"], ".3f"),
+              _or_dash(row["unseen_mean"], ".3f")] for row in _ordered(rows)]
+    return table(["arm", "length", "score, tasks of the training", "score, other tasks"], lines)
 
 
 def _comparison_table(rows):

@@ -187,6 +187,16 @@ def test_costs_are_means_and_seconds_medians_over_the_samples_that_have_them():
     assert cell(score_table(rows + other), "vt", 4096, DENSE)["seconds"] is None
 
 
+def test_means_of_tasks_whose_template_was_seen_in_training_and_of_others():
+    label = {"niah": {"template": "seen"}, "vt": {"template": "unseen"}, "qa": {"template": "seen"}}
+    answered = {"niah": (1, 1), "vt": (0, 0.5), "qa": (0, 1)}
+    rows = [sample(task=task, haystack=h, score=score) | label[task]
+            for task, scores in answered.items() for h, score in enumerate(scores)]
+    means = {row["task"]: (row["seen_mean"], row["unseen_mean"]) for row in score_table(rows)}
+    assert means == {None: (0.75, 0.25), "niah": (1.0, None), "vt": (None, 0.25), "qa": (0.5, None)}
+    assert score_table([sample()])[0]["seen_mean"] is None
+
+
 def test_the_best_workaround_is_chosen_on_other_haystacks():
     def answers(control, right, **more):
         return [sample(arm=Arm("dense", None, control), haystack=h, score=float(h in right), **more) for h in range(4)]

@@ -32,6 +32,7 @@ def test_samples_scores_and_report_are_written_and_resumed(tmp_path, trained):
     assert [(row["haystack"], row["index"]) for row in samples] == [(0, 0), (0, 1), (1, 2), (1, 3)]
     assert {row["mechanism"] for row in samples} == {"selective"} and all(0 < row["depth"] < 1 for row in samples)
     (scores,) = read_rows(tmp_path / "scores.jsonl")
+    assert {row["template"] for row in samples} == {"unseen"} and scores["seen_mean"] is None
     assert (scores["task"], scores["length"], scores["samples"], scores["haystacks"]) == ("phonebook", 512, 4, 2)
     assert "Long-context evaluation" in (tmp_path / "report.html").read_text(encoding="utf-8")
     rest = (tmp_path / "samples.jsonl").read_text().splitlines(keepends=True)

@@ -50,7 +50,8 @@ def test_a_full_report_is_one_page():
 
 
 def test_controls_stand_beside_their_model_with_their_price():
-    rows = [row | {"tokens_read": row["length"], "flops": 2e12, "seconds": 0.5, "control": None,
+    rows = [row | {"template": "seen" if row["task"] == "niah" else "unseen",
+                   "tokens_read": row["length"], "flops": 2e12, "seconds": 0.5, "control": None,
                    "evidence_recall": 0.75 if row["mechanism"] == "selective" else None} for row in study()]
     controls = [row | {"control": name, "score": row["score"] * share, "tokens_read": 1234, "evidence_recall": None}
                 for row in rows if row["mechanism"] == "selective"
@@ -71,6 +72,7 @@ def test_controls_stand_beside_their_model_with_their_price():
     assert order == sorted(order)
     assert "selective 512, no context: equivalent to selective 512 within 0.1 in 0 of 4" in page
     assert "selective 512, best work-around: equivalent to" in page and "vote 256: equivalent to" not in page
+    assert "<td>selective 512</td><td>4096</td><td>1.000</td><td>1.000</td>" in page  # means of either kind of template
     assert "difference to selective 512" in page and "difference to dense" in page
     assert "Prices are those of one question asked alone" in page and "Best work-around: the way" in page
     assert "Evidence chosen:" in page and "Prices are" not in render_evaluation(score_table(study()), title="t")
