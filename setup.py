@@ -18,7 +18,7 @@ setup(
     packages=find_packages(include=["subq_jax", "subq_jax.*"]),
     install_requires=[
         JAX,
-        "flax>=0.12.10",
+        "flax>=0.12.12",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
         "tensorflow-datasets>=4.9.10",

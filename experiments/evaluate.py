@@ -4,7 +4,8 @@ Takes finished runs of `experiments.train` on text (or `cells/<name>/training` o
 questions about the same haystacks. Each answer becomes a row of `samples.jsonl` as soon as its haystack is done, so a
 command that was cut off goes on where it stopped; then come `scores.jsonl`, plots and a self-contained `report.html`.
 Models are told apart by mechanism, budget and seed. `--corpus` is a folder of text that no run has seen, for tasks
-whose haystacks are made of it.
+whose haystacks are made of it. `--no_context` and `--workarounds=retrieval,vote,notes` ask the same models the same
+questions without the context, and by what long contexts are to replace, at every one of `--chunk_sizes`.
 """
 
 import itertools
@@ -19,8 +20,15 @@ from rich.table import Table
 
 from experiments.program import run
 from subq_jax.data.config import DataConfig
-from subq_jax.evaluation.answering import answer_questions
-from subq_jax.evaluation.summary import comparisons, depth_table, effective_lengths, score_table
+from subq_jax.evaluation.answering import AnsweringModel
+from subq_jax.evaluation.controls import Control, answer_with, check_workarounds, controls_of
+from subq_jax.evaluation.summary import (
+    best_workarounds,
+    compare_models_and_controls,
+    depth_table,
+    effective_lengths,
+    score_table,
+)
 from subq_jax.files import append_rows, read_rows, write_rows
 from subq_jax.inference.reader import Reader
 from subq_jax.reporting.evaluation import write_evaluation, write_evaluation_plots
@@ -39,12 +47,15 @@ _QUESTIONS = flags.DEFINE_integer("questions", 4, "Questions about a haystack, w
 _SEED = flags.DEFINE_integer("seed", 0, "Chooses the haystacks.", lower_bound=0)
 _CORPUS = flags.DEFINE_string("corpus", "", "Folder of text for haystacks; empty for none.")
 _SUFFIX = flags.DEFINE_string("corpus_suffix", "", "Of the corpus only files whose names end so.")
+_NO_CONTEXT = flags.DEFINE_bool("no_context", False, "Also ask every question without its context.")
+_WORKAROUNDS = flags.DEFINE_list("workarounds", [], "Also answer by these: retrieval, vote, notes.")
+_CHUNK_SIZES = flags.DEFINE_list("chunk_sizes", ["256", "512", "1024"], "Tokens of a chunk, for --workarounds.")
 _AGAINST = flags.DEFINE_string("against", "dense", "Mechanism that the others are compared with.")
 _MARGIN = flags.DEFINE_float("margin", 0.02, "Difference of scores that counts as equal.", lower_bound=0.0)
 
 
 class Model:
-    """A trained run as it answers: its arm, its tokenizer, `text` (equal where tokenizers are) and a reader."""
+    """A trained run as it answers: its arm, its tokenizer and `text` (equal where tokenizers are)."""
 
     def __init__(self, workdir: Path):
         from subq_jax.data.text_pipeline import TokenisedSplit
@@ -57,7 +68,8 @@ class Model:
                     "budget": None if config.model.mechanism == "dense" else config.model.budget}
         split = TokenisedSplit.load(data, "validation")
         self.tokenizer, self.text = split.tokenizer, split.fingerprint
-        self.reader = Reader(train(config, workdir, show_progress=False).model)
+        model = train(config, workdir, show_progress=False).model
+        self.answering = AnsweringModel(Reader(model), self.tokenizer, model.config)
 
 
 def asked(tasks: list[Task], lengths: list[int]) -> Iterator[tuple[Task, int, int]]:
@@ -65,44 +77,56 @@ def asked(tasks: list[Task], lengths: list[int]) -> Iterator[tuple[Task, int, in
     return itertools.product(tasks, lengths, range(_HAYSTACKS.value))
 
 
+def asked_of(task: Task, length: int) -> list[Control]:
+    """How every question of a task and length is answered."""
+    return controls_of(task, length, no_context=_NO_CONTEXT.value, ways=_WORKAROUNDS.value,
+                       chunk_sizes=[int(x) for x in _CHUNK_SIZES.value])
+
+
 def evaluate_runs(models: list[Model], tasks: list[Task], lengths: list[int], samples: Path, console: Console) -> None:
     """Appends what is not yet there to `samples`."""
     rows = read_rows(samples) if samples.exists() else []
-    done = {(row["task"], row["length"], row["haystack"], row["mechanism"], row["budget"], row["seed"]) for row in rows}
+    done = {(row["task"], row["length"], row["haystack"], row["mechanism"], row["budget"], row["seed"],
+             row.get("control")) for row in rows}
     corpus = source_documents(_CORPUS.value, _SUFFIX.value) if _CORPUS.value else ()
     with samples.open("a", encoding="utf-8") as file:
         for task, length, index in track(list(asked(tasks, lengths)), "haystacks", console=console):
             haystacks = {}
             for model in models:
-                if (task.name, length, index, *(model.arm[x] for x in ("mechanism", "budget", "seed"))) in done:
+                arm = (task.name, length, index, *(model.arm[x] for x in ("mechanism", "budget", "seed")))
+                missing = [control for control in asked_of(task, length) if (*arm, control.name) not in done]
+                if not missing:
                     continue
                 if model.text not in haystacks:
                     request = Request(length, model.tokenizer, _SEED.value, index, _QUESTIONS.value, corpus)
                     haystacks[model.text] = task.build(request)
-                rows = answer_questions(model.reader, model.tokenizer, task, haystacks[model.text])
-                append_rows(file, [row | model.arm for row in rows])
+                for rows in answer_with(model.answering, task, haystacks[model.text], missing):
+                    append_rows(file, [row | model.arm for row in rows])
 
 
 def report(samples: list[dict], workdir: Path, console: Console) -> None:
     """Writes tables, plots and the page, and prints the scores."""
+    samples = samples + best_workarounds(samples)
     scores = score_table(samples)
     lengths = effective_lengths(scores)
     located = [row for row in samples if row["depth"] is not None]
     depths = depth_table(located) if located else []
-    others = {row["mechanism"] for row in samples} - {_AGAINST.value}
-    budgets = {row["budget"] for row in samples if row["mechanism"] == _AGAINST.value}
-    compared = comparisons(samples, against=(_AGAINST.value, budgets.pop()), margin=_MARGIN.value) if (
-        others and len(budgets) == 1) else []
+    compared = compare_models_and_controls(samples, against=_AGAINST.value, margin=_MARGIN.value)
     write_rows(workdir / "scores.jsonl", scores)
     write_evaluation(workdir / "report.html", scores, title="Long-context evaluation", lengths=lengths,
                      compared=compared, depths=depths, config={name: flags.FLAGS[name].value for name in (
-                         "runs", "tasks", "lengths", "haystacks", "questions", "seed", "corpus")})
+                         "runs", "tasks", "lengths", "haystacks", "questions", "seed", "corpus", "no_context",
+                         "workarounds", "chunk_sizes")})
     write_evaluation_plots(workdir / "plots", scores, lengths=lengths, depths=depths)
-    table = Table("task", "length", "arm", "score", "95% interval", "samples", "haystacks")
+    table = Table("task", "length", "arm", "score", "95% interval", "samples", "haystacks", "tokens read", "FLOPs",
+                  "seconds", "evidence chosen")
     for row in scores:
         interval = "-" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
-        table.add_row(row["task"] or "all tasks", str(row["length"]), arm_name(row["mechanism"], row["budget"]),
-                      f"{row['mean']:.3f}", interval, str(row["samples"]), str(row["haystacks"]))
+        costs = ["-" if row[name] is None else f"{row[name]:{style}}" for name, style in (
+            ("tokens_read", ",.0f"), ("flops", ".3g"), ("seconds", ".3g"), ("evidence_recall", ".3f"))]
+        table.add_row(row["task"] or "all tasks", str(row["length"]),
+                      arm_name(row["mechanism"], row["budget"], row["control"]), f"{row['mean']:.3f}", interval,
+                      str(row["samples"]), str(row["haystacks"]), *costs)
     console.print(table)
     console.print(f"Report: {workdir / 'report.html'}", soft_wrap=True)
 
@@ -114,9 +138,12 @@ def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
     if not _RUNS.value or any(not x.isdigit() for x in _LENGTHS.value):
         raise app.UsageError(f"--runs must name a run and --lengths integers, got {_RUNS.value} and {_LENGTHS.value}")
+    if any(not x.isdigit() for x in _CHUNK_SIZES.value):
+        raise app.UsageError(f"--chunk_sizes must be integers, got {_CHUNK_SIZES.value}")
     console, workdir = Console(), Path(_WORKDIR.value).absolute()
     try:
         tasks = [find_task(name) for name in _TASKS.value]
+        check_workarounds(_WORKAROUNDS.value, [int(x) for x in _CHUNK_SIZES.value])
         models = [Model(Path(folder).absolute()) for folder in _RUNS.value]
         workdir.mkdir(parents=True, exist_ok=True)
         evaluate_runs(models, tasks, [int(x) for x in _LENGTHS.value], workdir / "samples.jsonl", console)

@@ -94,8 +94,9 @@ def chosen_attention(
     q_offset: int | PerSequence | None = None,
     kv_length: int | PerSequence | None = None,
     segment_ids: SegmentIds | None = None,
-) -> Outputs:
+    return_selection: bool = False,
+) -> Outputs | tuple[Outputs, Selection]:
     """`selective_attention` over a `selection` made elsewhere: no router, no gate."""
     no_router = [jnp.zeros((*x.shape[:2], k.shape[2], 1), q.dtype) for x in (q, k)]
     return selective_attention(q, k, v, *no_router, config, q_offset, kv_length, segment_ids, gate=False,
-                               selection=selection)
+                               selection=selection, return_selection=return_selection)

@@ -2,7 +2,7 @@
 
 from subq_jax.attention import checks
 from subq_jax.attention.api import selective_attention
-from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterQueries, SegmentIds, Values
+from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterQueries, SegmentIds, Selection, Values
 from subq_jax.selection.config import SelectionConfig
 
 
@@ -14,7 +14,8 @@ def block_mean_attention(
     q_offset: int | PerSequence | None = None,
     kv_length: int | PerSequence | None = None,
     segment_ids: SegmentIds | None = None,
-) -> Outputs:
+    return_selection: bool = False,
+) -> Outputs | tuple[Outputs, Selection]:
     """Exact attention over the blocks whose mean key is nearest to the mean query of the head group.
 
     The same sink, local and selected blocks as `selective_attention`, with `q` averaged over each head group in place
@@ -24,7 +25,8 @@ def block_mean_attention(
     """
     checks.check_attention_arrays(q, k, v)
     router_q = group_mean(q, k.shape[2])
-    return selective_attention(q, k, v, router_q, k, config, q_offset, kv_length, segment_ids, gate=False)
+    return selective_attention(q, k, v, router_q, k, config, q_offset, kv_length, segment_ids, gate=False,
+                               return_selection=return_selection)
 
 
 def group_mean(q: Queries, kv_heads: int) -> RouterQueries:

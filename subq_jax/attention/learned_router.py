@@ -34,7 +34,8 @@ def learned_router_attention(
     q_offset: int | PerSequence | None = None,
     kv_length: int | PerSequence | None = None,
     segment_ids: SegmentIds | None = None,
-) -> Outputs:
+    return_selection: bool = False,
+) -> Outputs | tuple[Outputs, Selection]:
     """Exact attention over the past tokens that an indexer scores highest, and over sink and local tokens.
 
     The score of token s is the sum over index heads of `weight * relu(query . key[s]) / sqrt(R)`. Every past token is
@@ -50,9 +51,11 @@ def learned_router_attention(
       q_offset: position of the first query, int or int32 [B]; default `kv_length - T`.
       kv_length: number of keys that exist, int or int32 [B]; default S.
       segment_ids: int [B, S], packed documents; rows with a negative id output 0.
+      return_selection: whether to return the selection too.
 
     Returns:
-      the output [B, T, N, H] in `q`'s dtype.
+      the output [B, T, N, H] in `q`'s dtype; with `return_selection` also int32 [B, T, K, M], the chosen tokens
+      ascending, then -1.
 
     Raises:
       TypeError, ValueError: for arguments that do not fit together, naming the argument.
@@ -65,7 +68,8 @@ def learned_router_attention(
     ids = jnp.concatenate([_forced_ids(place, config, kv_heads), chosen], axis=-1)
     folded = ids.swapaxes(1, 2).reshape(batch * kv_heads, queries, -1)
     out = listed_attention(fold_queries(q, kv_heads), fold_keys(k), fold_keys(v), folded)
-    return unfold_queries(out, batch)
+    out = unfold_queries(out, batch)
+    return (out, chosen) if return_selection else out
 
 
 def index_divergence(

@@ -21,7 +21,8 @@ def oracle_topk_attention(
     q_offset: int | PerSequence | None = None,
     kv_length: int | PerSequence | None = None,
     segment_ids: SegmentIds | None = None,
-) -> Outputs:
+    return_selection: bool = False,
+) -> Outputs | tuple[Outputs, Selection]:
     """Exact attention over sink and local blocks, and over the past blocks on which dense attention puts most weight.
 
     As `selective_attention` without a gate. The weight is averaged over the head group, since the group shares its
@@ -31,7 +32,7 @@ def oracle_topk_attention(
     checks.check_attention_arrays(q, k, v)
     place, present = checks.locate(q, k, q_offset, kv_length, segment_ids, config.block_size)
     selection = oracle_selection(clear_padding_rows(q, place), clear_absent_keys(k, present), place, config)
-    return chosen_attention(selection, q, k, v, config, q_offset, kv_length, segment_ids)
+    return chosen_attention(selection, q, k, v, config, q_offset, kv_length, segment_ids, return_selection)
 
 
 def oracle_selection(q: Queries, k: Keys, place: QueryPlace, config: SelectionConfig) -> Selection:

@@ -17,7 +17,8 @@ def random_blocks_attention(
     q_offset: int | PerSequence | None = None,
     kv_length: int | PerSequence | None = None,
     segment_ids: SegmentIds | None = None,
-) -> Outputs:
+    return_selection: bool = False,
+) -> Outputs | tuple[Outputs, Selection]:
     """Exact attention over sink and local blocks, and over past blocks that a hash chooses.
 
     As `selective_attention` without a gate, but the choice looks at no content: it is a function of the query's
@@ -26,7 +27,7 @@ def random_blocks_attention(
     checks.check_attention_arrays(q, k, v)
     place, _ = checks.locate(q, k, q_offset, kv_length, segment_ids, config.block_size)
     selection = random_selection(place, config, k.shape[2])
-    return chosen_attention(selection, q, k, v, config, q_offset, kv_length, segment_ids)
+    return chosen_attention(selection, q, k, v, config, q_offset, kv_length, segment_ids, return_selection)
 
 
 def random_selection(place: QueryPlace, config: SelectionConfig, kv_heads: int) -> Selection:

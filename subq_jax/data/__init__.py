@@ -79,9 +79,10 @@ def make_train_iterator(
         from subq_jax.data.recall import RecallIterator
 
         return RecallIterator(config, seed=seed, process_index=process_index, process_count=process_count)
-    from subq_jax.data.text_pipeline import train_iterator
+    from subq_jax.data import questions, text_pipeline
 
-    return train_iterator(
+    pipeline = questions if config.task == "questions" else text_pipeline
+    return pipeline.train_iterator(
         config, seed=seed, block_size=block_size, process_index=process_index, process_count=process_count
     )
 
@@ -112,6 +113,10 @@ def make_eval_batches(
         from subq_jax.data.recall import eval_batches
 
         return eval_batches(config, seed=seed, length=length, num_batches=num_batches, batch_size=batch_size)
+    if config.task == "questions":
+        from subq_jax.data.questions import eval_batches
+
+        return eval_batches(config, seed=seed, length=length, num_batches=num_batches, batch_size=batch_size)
     from subq_jax.data.text_pipeline import eval_batches
 
     return eval_batches(config, block_size=block_size, length=length, num_batches=num_batches, batch_size=batch_size)
@@ -126,6 +131,12 @@ def data_info(config: Mapping[str, Any] | DataConfig) -> DataInfo:
         recall.check(config)
         description = json.dumps([recall.VERSION, config.relevant_fields()], sort_keys=True)
         return DataInfo(config.vocab_size, None, hashlib.sha256(description.encode()).hexdigest()[:16])
+    if config.task == "questions":
+        from subq_jax.data import questions
+
+        described = json.dumps([questions.VERSION, config.relevant_fields()], sort_keys=True)
+        fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
+        return DataInfo(questions.tokenizer_of(config).vocab_size, None, fingerprint)
     from subq_jax.data.text_pipeline import TokenisedSplit
 
     validation = TokenisedSplit.load(config, "validation")

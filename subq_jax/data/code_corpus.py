@@ -64,7 +64,7 @@ def prepare(source: str = "", data_dir: str = "", suffix: str = "") -> Path:
       ValueError: when the source is unusable (see `scan`), or holds the dataset itself.
     """
     scanned = scan(source, suffix)
-    root = Path(data_dir).expanduser().resolve() if data_dir else default_data_dir()
+    root = data_folder(data_dir)
     if root.is_relative_to(scanned.source):
         raise ValueError(f"data.data_dir must lie outside the source folder {str(scanned.source)!r}, got {str(root)!r}")
     folder = root / CodeCorpus.name / scanned.fingerprint / str(CodeCorpus.VERSION)
@@ -88,6 +88,8 @@ def prepare(source: str = "", data_dir: str = "", suffix: str = "") -> Path:
     return folder
 
 
-def default_data_dir() -> Path:
-    """Where datasets go when `data_dir` is empty: below the user's cache folder."""
+def data_folder(data_dir: str) -> Path:
+    """Where datasets go: `data_dir`, or below the user's cache folder where it is empty."""
+    if data_dir:
+        return Path(data_dir).expanduser().resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "subq_jax" / "tfds"

@@ -4,16 +4,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from subq_jax.checks import check_fields, check_integer
+from subq_jax.checks import check_fields, check_integer, check_share
 
 RECALL_TASKS = ("mqar", "needles")
-TASKS = (*RECALL_TASKS, "text")
+TASKS = (*RECALL_TASKS, "text", "questions")
 TOKENIZERS = ("bytes", "bpe")
 
+_TEXT_FIELDS = ("source", "suffix", "data_dir", "tokenizer", "bpe_vocab_size", "curriculum")
 _TASK_FIELDS = {
     "mqar": ("vocab_size", "num_pairs", "num_queries", "curriculum"),
     "needles": ("vocab_size", "num_pairs", "num_queries", "curriculum", "key_tokens", "value_tokens"),
-    "text": ("source", "suffix", "data_dir", "tokenizer", "bpe_vocab_size", "curriculum"),
+    "text": _TEXT_FIELDS,
+    "questions": (*_TEXT_FIELDS, "question_tasks", "num_questions", "context_weight", "text_share"),
 }
 _STAGE_FIELDS = {"first_step": 0, "length": 1, "num_pairs": 1}  # with their least values; text has no pairs
 
@@ -27,7 +29,9 @@ class DataConfig:
     num_pairs)`, for text `(first_step, length)`, replace `seq_len` and `num_pairs` from `first_step` on; tokens per
     batch and questions per token stay the same, and rows of text are cut into rows of `length`. `source=""` is the
     standard library of the running interpreter, `data_dir=""` the user's cache folder. Of a source folder only files
-    whose names end in `suffix` count, for instance `".py"`.
+    whose names end in `suffix` count, for instance `".py"`. Rows of `"questions"` hold a context of one of
+    `question_tasks` (names of `subq_jax.tasks.TEACHABLE`) and up to `num_questions` questions about it; what is no
+    answer has `context_weight` in the loss, and `text_share` of the rows in training are rows of `"text"`.
     """
 
     task: str
@@ -44,6 +48,10 @@ class DataConfig:
     data_dir: str = ""
     tokenizer: str = "bytes"
     bpe_vocab_size: int = 4096
+    question_tasks: tuple[str, ...] = ()
+    num_questions: int = 4
+    context_weight: float = 0.1
+    text_share: float = 0.0
 
     def __post_init__(self):
         if self.task not in TASKS:
@@ -51,11 +59,15 @@ class DataConfig:
         for name in ("seq_len", "batch_size", *_TASK_FIELDS[self.task]):
             if name == "curriculum":
                 object.__setattr__(self, name, _checked_curriculum(self.curriculum, self.task))
-            elif isinstance(getattr(DataConfig, name, 0), int):
+            elif name == "question_tasks":
+                object.__setattr__(self, name, _checked_question_tasks(self.question_tasks))
+            elif isinstance(default := getattr(DataConfig, name, 0), int):
                 check_integer(f"data.{name}", getattr(self, name))
+            elif isinstance(default, float):
+                check_share(f"data.{name}", getattr(self, name))
             elif not isinstance(getattr(self, name), str):
                 raise ValueError(f"data.{name} must be a string, got {getattr(self, name)!r}")
-        if self.task == "text" and self.tokenizer not in TOKENIZERS:
+        if "tokenizer" in _TASK_FIELDS[self.task] and self.tokenizer not in TOKENIZERS:
             raise ValueError(f"data.tokenizer must be one of {TOKENIZERS}, got {self.tokenizer!r}")
 
     @classmethod
@@ -72,6 +84,16 @@ class DataConfig:
         check_fields("data", values, fields, required)
         return cls(**{name: values[name] for name in values})
 
+    @property
+    def has_text(self) -> bool:
+        """Whether tokens stand for text, so that there is a tokenizer."""
+        return self.task not in RECALL_TASKS
+
+    @property
+    def packs_documents(self) -> bool:
+        """Whether a training row may hold several documents, which must not see each other."""
+        return self.task == "text" or self.task == "questions" and self.text_share > 0
+
     def length_at(self, step: int) -> int:
         """Tokens of a row of training step `step`, counted from 0."""
         return next((entry[1] for entry in reversed(self.curriculum) if entry[0] <= step), self.seq_len)
@@ -83,7 +105,7 @@ class DataConfig:
 
 def check_stages(config: DataConfig, block_size: int) -> None:
     """Raises ValueError unless rows of text can be cut to the lengths of the curriculum, each at a block's start."""
-    for _, length in config.curriculum if config.task == "text" else ():
+    for _, length in config.curriculum if config.has_text else ():
         if config.seq_len % length or length % block_size and length < config.seq_len:
             raise ValueError(
                 f"data.curriculum lengths must divide data.seq_len={config.seq_len} and be multiples of "
@@ -92,7 +114,7 @@ def check_stages(config: DataConfig, block_size: int) -> None:
 
 
 def _checked_curriculum(entries, task: str) -> tuple[tuple[int, ...], ...]:
-    names = tuple(_STAGE_FIELDS)[: 2 if task == "text" else 3]
+    names = tuple(_STAGE_FIELDS)[: 3 if task in RECALL_TASKS else 2]
     shape = f"({', '.join(names)})"
     if not isinstance(entries, list | tuple):
         raise ValueError(f"data.curriculum must be a sequence of {shape}, got {entries!r}")
@@ -106,3 +128,11 @@ def _checked_curriculum(entries, task: str) -> tuple[tuple[int, ...], ...]:
     if curriculum and (first_steps[0] != 0 or sorted(set(first_steps)) != first_steps):
         raise ValueError(f"data.curriculum must start at step 0 with rising first_step, got {first_steps}")
     return curriculum
+
+
+def _checked_question_tasks(names) -> tuple[str, ...]:
+    from subq_jax.tasks import TEACHABLE
+
+    if not isinstance(names, list | tuple) or not names or set(names) - set(TEACHABLE):
+        raise ValueError(f"data.question_tasks must be some of {TEACHABLE}, got {names!r}")
+    return tuple(names)

@@ -81,10 +81,20 @@ class TokenisedSplit:
         )
 
 
-def train_iterator(
+def train_iterator(config: DataConfig, **shares: int) -> grain.DatasetIterator:
+    """Endless shuffled batches of the training split: see `subq_jax.data.make_train_iterator`."""
+    return prefetched(train_dataset(config, **shares))
+
+
+def prefetched(dataset: grain.MapDataset) -> grain.DatasetIterator:
+    """The batches of a dataset in turn, a few of them made ahead."""
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED_BATCHES)))
+
+
+def train_dataset(
     config: DataConfig, *, seed: int, block_size: int, process_index: int = 0, process_count: int = 1
-) -> grain.DatasetIterator:
-    """Endless shuffled batches of the training split: see `subq_jax.data.make_train_iterator`.
+) -> grain.MapDataset:
+    """Training batches by their step.
 
     Process `i` gets the `i`-th share of the rows of each global batch, which does not depend on `process_count`. A
     shorter stage of the curriculum cuts these rows; what follows a cut does not see what stood before it.
@@ -98,13 +108,12 @@ def train_iterator(
         batch = split.gather(packing, rows[process_index * share : (process_index + 1) * share], config.seq_len)
         return {name: values.reshape(-1, config.length_at(step)) for name, values in batch.items()}
 
-    return iter(
+    return (
         grain.MapDataset.range(packing.num_rows)
         .shuffle(seed=seed % 2**32)
         .repeat()  # after the shuffle: every epoch has its own order
         .batch(config.batch_size, drop_remainder=True)  # rounding up the length of an endless dataset overflows
         .map_with_index(gather)
-        .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED_BATCHES))
     )
 
 

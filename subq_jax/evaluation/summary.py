@@ -3,12 +3,16 @@
 A sample is a row with
 
 - `task`, `length`: what was asked, and at how many tokens;
-- `mechanism`, and `budget` where it has one: the arm that answered;
+- `mechanism`, and `budget` where it has one: the model that answered;
+- `control`, where it did not read the whole context: how it answered instead, see `evaluation.controls`; all three
+  make an arm;
 - `seed`: of the training that the arm's model comes from;
 - `haystack`, `index`: which haystack of the task and length, and which question; equal numbers mean equal prompts,
   whatever the arm and seed;
 - `score`: 0 to 1;
-- `depth`, where there is one place to look: the share of the context before the evidence.
+- `depth`, where there is one place to look: the share of the context before the evidence;
+- `tokens_read`, `flops`, `seconds`, where known: the price of the answer, see `evaluation.answering.Price`;
+- `evidence_recall`, where the model chooses: what it chose of the evidence, see `evaluation.evidence`.
 
 Other fields are ignored. What comes out are rows too, flat and ready for JSON; null stands for what cannot be known,
 such as the interval of a single haystack.
@@ -17,7 +21,7 @@ such as the interval of a single haystack.
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,8 +39,19 @@ from subq_jax.evaluation.statistics import (
 from subq_jax.files import read_rows
 
 Row = dict[str, Any]
-Arm = tuple[str, int | None]  # mechanism and budget
 
+
+class Arm(NamedTuple):
+    """Who answers, and how."""
+
+    mechanism: str
+    budget: int | None = None
+    control: str | None = None
+
+
+# Controls that are no work-around of `evaluation.controls`.
+NO_CONTEXT = "no context"
+BEST = "best work-around"
 _FIELDS = ("task", "length", "mechanism", "seed", "haystack", "index", "score")
 
 
@@ -84,8 +99,10 @@ def score_table(rows: Sequence[Row], *, chance: Mapping[str, float] | None = Non
       random_seed: of the resampling.
 
     Returns:
-      rows `dict(task, length, mechanism, budget, mean, low, high, samples, haystacks, seeds, chance)`, in the order of
-      tasks, lengths and arms.
+      rows `dict(task, length, mechanism, budget, control, mean, low, high, samples, haystacks, seeds, chance,
+      tokens_read, flops, seconds, evidence_recall)`, in the order of tasks, lengths and arms. The last four are null
+      where no sample has them, and means over the samples that do; `seconds` is their median, so that the few answers
+      that waited for compilation do not count. Over all tasks they are the means of the tasks' numbers.
 
     Raises:
       ValueError: for samples that `check_samples` refuses, or a task in `chance` that no sample has.
@@ -101,7 +118,7 @@ def score_table(rows: Sequence[Row], *, chance: Mapping[str, float] | None = Non
         table.append(_named(task, length, arm) | _mean(here, level, random_seed) | {
             "samples": len(here), "haystacks": len({_haystack(row) for row in here}),
             "seeds": len({row["seed"] for row in here}),
-            "chance": float(np.mean([chance[name] for name in asked])) if known else None})
+            "chance": float(np.mean([chance[name] for name in asked])) if known else None} | _costs(here))
     return table
 
 
@@ -113,8 +130,9 @@ def effective_lengths(table: Sequence[Row], *, threshold: float = RULER_THRESHOL
       threshold: see `statistics.effective_length`.
 
     Returns:
-      rows `dict(mechanism, budget, effective_length, longest, threshold)`; the length is null below the threshold
-      everywhere. `longest` is the longest one measured: an effective length equal to it may be longer in truth.
+      rows `dict(mechanism, budget, control, effective_length, longest, threshold)`; the length is null below the
+      threshold everywhere. `longest` is the longest one measured: an effective length equal to it may be longer in
+      truth.
 
     Raises:
       ValueError: for an empty table or a threshold outside [0, 1].
@@ -127,7 +145,7 @@ def effective_lengths(table: Sequence[Row], *, threshold: float = RULER_THRESHOL
             means[_arm(row)][row["length"]] = row["mean"]
     if not means:
         raise ValueError("table must hold a mean over all tasks at one length or more")
-    return [_named_arm(arm) | {"effective_length": effective_length(here, threshold=threshold), "longest": max(here),
+    return [arm._asdict() | {"effective_length": effective_length(here, threshold=threshold), "longest": max(here),
                                "threshold": threshold} for arm, here in means.items()]
 
 
@@ -137,18 +155,18 @@ def comparisons(rows: Sequence[Row], *, against: Arm, margin: float, level: floa
 
     Args:
       rows: samples.
-      against: mechanism and budget of the arm to compare with, such as ("dense", None).
+      against: the arm to compare with, such as `Arm("dense")`.
       margin: how far apart two arms are as good as each other; see `statistics.equivalence`.
       level: of the intervals.
       random_seed: of the resampling.
 
     Returns:
-      rows `dict(task, length, mechanism, budget, other_mechanism, other_budget, difference, low, high, equivalent,
-      margin, only_arm, only_other, p_value, pairs, unpaired)`. The other arm is `against`; `difference` is the arm's
-      mean less the other's. `only_arm` and `only_other` count prompts that one of them alone answered right, null where
-      scores are not right or wrong; `p_value` is McNemar's, null too where two pairs share a haystack, since it takes
-      them as independent. `unpaired` samples of either arm had no counterpart (same seed, haystack and index) and were
-      left out.
+      rows `dict(task, length, mechanism, budget, control, other_mechanism, other_budget, other_control, difference,
+      low, high, equivalent, margin, only_arm, only_other, p_value, pairs, unpaired)`. The other arm is `against`;
+      `difference` is the arm's mean less the other's. `only_arm` and `only_other` count prompts that one of them alone
+      answered right, null where scores are not right or wrong; `p_value` is McNemar's, null too where two pairs share
+      a haystack, since it takes them as independent. `unpaired` samples of either arm had no counterpart (same seed,
+      haystack and index) and were left out.
 
     Raises:
       ValueError: for samples that `check_samples` refuses, when `against` has no samples, or for a wrong margin.
@@ -157,7 +175,7 @@ def comparisons(rows: Sequence[Row], *, against: Arm, margin: float, level: floa
     check_share("margin", margin)
     known = sorted({_arm(row) for row in rows}, key=str)
     if against not in known:
-        raise ValueError(f"against must be one of {known}, got {against!r}")
+        raise ValueError(f"against must be one of {known}, got {against}")
     cells = dict(_cells(rows))
     found = []
     for (task, length, arm), here in cells.items():
@@ -167,8 +185,29 @@ def comparisons(rows: Sequence[Row], *, against: Arm, margin: float, level: floa
         if arm != against and pairs and {row["task"] for row in pairs} == {row["task"] for row in here}:
             scores = [row["score"] for row in pairs], [others[_prompt(row)] for row in pairs]
             found.append(_named(task, length, arm) | _compare(*scores, pairs, margin, level, random_seed) | {
-                "other_mechanism": against[0], "other_budget": against[1], "margin": margin,
+                **{f"other_{name}": value for name, value in against._asdict().items()}, "margin": margin,
                 "pairs": len(pairs), "unpaired": len(here) + len(others) - 2 * len(pairs)})
+    return found
+
+
+def compare_models_and_controls(rows: Sequence[Row], *, against: str, margin: float) -> list[Row]:
+    """`comparisons` of models that read the whole context with the one named, and of each model's controls with itself.
+
+    Args:
+      rows: samples.
+      against: a mechanism; where it has several budgets or no samples, models are not compared.
+      margin: as of `comparisons`.
+
+    Raises:
+      ValueError: as `comparisons`.
+    """
+    whole = [row for row in rows if row.get("control") is None]
+    models = sorted({_arm(row) for row in whole}, key=_in_order)
+    named = [arm for arm in models if arm.mechanism == against]
+    found = comparisons(whole, against=named[0], margin=margin) if len(named) == 1 and len(models) > 1 else []
+    for model in models:
+        own = [row for row in rows if _arm(row)[:2] == model[:2]]
+        found += comparisons(own, against=model, margin=margin) if len({_arm(row) for row in own}) > 1 else []
     return found
 
 
@@ -180,7 +219,7 @@ def depth_table(rows: Sequence[Row], *, num_bins: int = 10) -> list[Row]:
       num_bins: equal parts of the context.
 
     Returns:
-      rows `dict(task, length, mechanism, budget, depth, mean, samples)`, `depth` being the middle of a part.
+      rows `dict(task, length, mechanism, budget, control, depth, mean, samples)`, `depth` being the middle of a part.
 
     Raises:
       ValueError: for samples that `check_samples` refuses, or num_bins below 1.
@@ -196,6 +235,36 @@ def depth_table(rows: Sequence[Row], *, num_bins: int = 10) -> list[Row]:
     return table
 
 
+def best_workarounds(rows: Sequence[Row]) -> list[Row]:
+    """Samples of a further arm for each model with work-arounds, whose `control` is BEST: the best way and chunk size.
+
+    Which is best is decided for each task, length, mechanism, budget and seed, and anew for each haystack, by the mean
+    score on all *other* haystacks; equals go to the fewer tokens read, then by name. So no answer takes part in the
+    choice of what it is scored under, and a lucky size gains nothing. A single haystack has no others and no row.
+
+    Args:
+      rows: samples.
+
+    Returns:
+      copies of the chosen work-arounds' samples, with the one chosen as `chosen_control`.
+    """
+    groups = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row.get("control") is not None and row["control"] != NO_CONTEXT:
+            groups[row["task"], row["length"], _arm(row)[:2], row["seed"]][row["control"]].append(row)
+    best = []
+    for ways in groups.values():
+        haystacks = set.intersection(*({row["haystack"] for row in here} for here in ways.values()))
+        for haystack in sorted(haystacks) if len(haystacks) > 1 else ():
+            others = {name: [row for row in here if row["haystack"] in haystacks - {haystack}]
+                      for name, here in ways.items()}
+            mean = lambda name, field, others=others: float(np.mean([row.get(field) or 0 for row in others[name]]))
+            chosen = min(ways, key=lambda name: (-mean(name, "score"), mean(name, "tokens_read"), name))
+            best += [row | {"control": BEST, "chosen_control": chosen} for row in ways[chosen]
+                     if row["haystack"] == haystack]
+    return best
+
+
 def _cells(rows):
     """((task, length, arm), samples) of each, then those over all tasks, with task None."""
     yield from _groups(rows, lambda row: (row["task"], row["length"], _arm(row)))
@@ -209,8 +278,7 @@ def _groups(rows: Iterable[Row], key: Callable[[Row], tuple]):
     groups = defaultdict(list)
     for row in rows:
         groups[key(row)].append(row)
-    # A budget may be None, which has no order.
-    order = lambda item: tuple((str(part[0]), part[1] or 0) if type(part) is tuple else part for part in item[0])
+    order = lambda item: tuple(_in_order(part) if isinstance(part, Arm) else part for part in item[0])
     return sorted(groups.items(), key=order)
 
 
@@ -223,6 +291,18 @@ def _mean(rows, level, random_seed):
     else:
         return {"mean": _mean_over_tasks(scores, rows), "low": None, "high": None}
     return {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _costs(rows):
+    found = {}
+    for name, mean in (("tokens_read", np.mean), ("flops", np.mean), ("seconds", np.median),
+                       ("evidence_recall", np.mean)):
+        by_task = defaultdict(list)
+        for row in rows:
+            if row.get(name) is not None:
+                by_task[row["task"]].append(row[name])
+        found[name] = float(np.mean([mean(here) for here in by_task.values()])) if by_task else None
+    return found
 
 
 def _compare(first, second, rows, margin, level, random_seed):
@@ -271,7 +351,11 @@ def _clusters(rows):
 
 
 def _arm(row) -> Arm:
-    return row["mechanism"], row.get("budget")
+    return Arm(row["mechanism"], row.get("budget"), row.get("control"))
+
+
+def _in_order(arm):
+    return arm.mechanism, arm.budget or 0, arm.control or ""  # a budget or control may be None, which has no order
 
 
 def _haystack(row):
@@ -283,9 +367,4 @@ def _prompt(row):
 
 
 def _named(task, length, arm):
-    return {"task": task, "length": length} | _named_arm(arm)
-
-
-def _named_arm(arm):
-    mechanism, budget = arm
-    return {"mechanism": mechanism, "budget": budget}
+    return {"task": task, "length": length} | arm._asdict()

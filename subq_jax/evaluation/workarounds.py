@@ -1,36 +1,34 @@
 """What is done today in place of a long context: retrieve, vote over chunks, or take notes.
 
-Each way puts one question to a reader of short contexts and counts what it read. A reader is any callable
-`answer(context, question) -> text`: a model with its prompt and decoding, or a lexical rule in tests. It answers ""
-where the context does not say; white space around answers is dropped. The same chunks serve every question about a
-haystack; compare several chunk sizes, as no single one is best everywhere.
+Each way puts one question to a reader of short contexts and adds up the price of its replies. A reader is any callable
+`answer(context, question) -> Reply`: a model with its prompt and decoding, or a lexical rule in tests. The same chunks
+serve every question about a haystack; compare several chunk sizes, as no single one is best everywhere.
+
+Most chunks do not say what is asked, and a greedy model answers nevertheless. So a reply counts as said only if it is
+not empty and the model was never in doubt: each of its first tokens had at least a probability of `SURE`. The least
+probability is looked at, not the mean, because doubt shows at the first token of a name or number, and what follows is
+copied with certainty (a test that FLARE makes too, arXiv 2305.06983). Where no reply is sure, the surest alone counts.
 """
 
-import dataclasses
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from subq_jax.checks import check_integer
-from subq_jax.tasks.haystack import Encoder
+from subq_jax.evaluation.answering import Price, Reply
+from subq_jax.tasks.haystack import Encoder, Question
 
-Reader = Callable[[str, str], str]
+Reader = Callable[[str, Question], Reply]
+
+SURE = 0.5  # likelier than all other tokens together
 
 _SENTENCE_ENDS = re.compile(r"(?<=\n)|(?<=[.!?] )")
 _WORD_ENDS = re.compile(r"(?<=\s)(?=\S)")
 _CHARACTER_ENDS = re.compile(r"(?s)(?<=.)")
 _WORDS = re.compile(r"\w+")
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """An answer and its price: tokens of all contexts and questions that the reader was given, and its calls."""
-
-    answer: str
-    tokens_read: int
-    calls: int
 
 
 def split_text(text: str, size: int, encoder: Encoder, *, overlap: int = 0) -> list[str]:
@@ -69,6 +67,7 @@ class ChunkIndex:
     """Finds the chunks that fit a question by BM25 (Robertson & Zaragoza 2009), with Lucene's k1=1.5 and b=0.75.
 
     Needs the package `bm25s` (extra `evaluate`). Words are runs of letters, digits and underscores, in lower case.
+    `seconds` is how long it took to make.
 
     Raises:
       ValueError: without chunks.
@@ -79,9 +78,11 @@ class ChunkIndex:
 
         if not chunks:
             raise ValueError("chunks must hold at least one text")
+        start = time.perf_counter()
         self.chunks = tuple(chunks)
         self._index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
         self._index.index([_words(chunk) or [""] for chunk in chunks], show_progress=False)  # it divides by the length
+        self.seconds = time.perf_counter() - start
 
     def best(self, question: str, number: int) -> list[str]:
         """The `number` best chunks (all if there are fewer) in the text's order; among equals the first."""
@@ -91,37 +92,43 @@ class ChunkIndex:
         return [self.chunks[place] for place in sorted(np.argsort(-scores, kind="stable")[:number])]
 
 
-def retrieve_then_read(reader: Reader, index: ChunkIndex, question: str, encoder: Encoder, *,
-                       num_chunks: int) -> Reading:
-    """Reads the chunks that BM25 finds, once. The index itself is not counted: it reads no tokens of the reader.
+def retrieve_then_read(reader: Reader, index: ChunkIndex, question: Question, *, num_chunks: int) -> Reply:
+    """Reads the chunks that BM25 finds for the question and its answer's prefix, once.
+
+    The price has the seconds of the index and of the search, as it reads no tokens of the reader.
 
     Raises:
       ValueError: for num_chunks below 1.
     """
-    counting = _CountingReader(reader, question, encoder)
-    return counting.reading(counting("\n".join(index.best(question, num_chunks))))
+    start = time.perf_counter()
+    context = "\n".join(index.best(question.text + question.answer_prefix, num_chunks))
+    searching = Price(seconds=index.seconds + time.perf_counter() - start)
+    reply = reader(context, question)
+    return Reply(reply.text, reply.confidence, reply.price + searching)
 
 
-def chunk_and_vote(reader: Reader, chunks: Sequence[str], question: str, encoder: Encoder) -> Reading:
-    """Reads every chunk; the most frequent answer wins, the earliest among equals.
+def chunk_and_vote(reader: Reader, chunks: Sequence[str], question: Question) -> Reply:
+    """Reads every chunk; the most frequent of the answers that are said wins, the surest among equals.
 
-    Answers are compared without case; empty ones have no vote.
+    Answers with the same words are equal, as `ChunkIndex` counts words: case, white space and full stops do not matter.
 
     Raises:
       ValueError: without chunks.
     """
-    counting = _CountingReader(reader, question, encoder)
-    answers = counting.each(chunks)
-    votes = Counter(answer.casefold() for answer in answers)  # keeps the order of first votes
-    winner = max(votes, key=votes.get, default="")
-    return counting.reading(next((answer for answer in answers if answer.casefold() == winner), ""))
+    replies = _read_each(reader, chunks, question)
+    said = _said(replies)
+    votes = Counter(_ballot(reply) for reply in said)
+    winner = max(said, key=lambda reply: (votes[_ballot(reply)], reply.confidence), default=Reply("", 0.0))
+    return Reply(winner.text, winner.confidence, _price(replies))
 
 
-def map_then_reduce(reader: Reader, chunks: Sequence[str], question: str, encoder: Encoder, *, size: int) -> Reading:
-    """Reads every chunk, joins the answers as notes, a line each, and reads those.
+def map_then_reduce(reader: Reader, chunks: Sequence[str], question: Question, encoder: Encoder, *,
+                    size: int) -> Reply:
+    """Reads every chunk, joins the answers that are said as notes, a line each, and reads those.
 
-    Notes longer than a chunk are read in chunks again until they fit; if that does not shorten them, what fits is
-    read. A reader that finds nothing anywhere is not asked again: the answer is "".
+    A note is the answer after its prefix, so that it is a sentence where the prefix begins one. Notes longer than a
+    chunk are read in chunks again until they fit; if that does not shorten them, what fits is read. A reader that
+    answers nothing anywhere is not asked again: the answer is "".
 
     Args:
       reader: answers the same question of chunks and of notes.
@@ -134,40 +141,44 @@ def map_then_reduce(reader: Reader, chunks: Sequence[str], question: str, encode
       ValueError: without chunks, or for a size below 1.
     """
     check_integer("size", size, 1)
-    counting = _CountingReader(reader, question, encoder)
-    notes = counting.each(chunks)
-    tokens = _tokens(notes, encoder)
-    while tokens > size:
-        shorter = counting.each(split_text(_joined(notes), size, encoder))
-        before, tokens = tokens, _tokens(shorter, encoder)
-        if tokens >= before:
+    replies = _read_each(reader, chunks, question)
+    price, notes = _price(replies), _notes(replies, question)
+    while encoder.count(notes) > size:
+        replies = _read_each(reader, split_text(notes, size, encoder), question)
+        price += _price(replies)
+        shorter = _notes(replies, question)
+        if encoder.count(shorter) >= encoder.count(notes):
             break
         notes = shorter
     if not notes:
-        return counting.reading("")
-    return counting.reading(counting(split_text(_joined(notes), size, encoder)[0]))
+        return Reply("", 0.0, price)
+    reply = reader(split_text(notes, size, encoder)[0], question)
+    return Reply(reply.text, reply.confidence, price + reply.price)
 
 
-class _CountingReader:
-    """A reader of one question that keeps the account."""
+def _read_each(reader, chunks, question):
+    if not chunks:
+        raise ValueError("chunks must hold at least one text")
+    return [reader(chunk, question) for chunk in chunks]
 
-    def __init__(self, reader: Reader, question: str, encoder: Encoder):
-        self.reader, self.question, self.encoder = reader, question, encoder
-        self.tokens_read = self.calls = 0
 
-    def __call__(self, context: str) -> str:
-        self.tokens_read += self.encoder.count(context, self.question)
-        self.calls += 1
-        return self.reader(context, self.question).strip()
+def _said(replies):
+    """Those that say something: the sure ones, or the surest alone."""
+    spoken = [reply for reply in replies if reply.text.strip()]
+    sure = [reply for reply in spoken if reply.confidence >= SURE]
+    return sure or sorted(spoken, key=lambda reply: -reply.confidence)[:1]
 
-    def each(self, chunks: Sequence[str]) -> list[str]:
-        """What each chunk answers, where it answers at all."""
-        if not chunks:
-            raise ValueError("chunks must hold at least one text")
-        return [answer for chunk in chunks if (answer := self(chunk))]
 
-    def reading(self, answer: str) -> Reading:
-        return Reading(answer, self.tokens_read, self.calls)
+def _ballot(reply):
+    return " ".join(_words(reply.text))
+
+
+def _notes(replies, question):
+    return "".join(f"{(question.answer_prefix + reply.text).strip()}\n" for reply in _said(replies))
+
+
+def _price(replies):
+    return sum((reply.price for reply in replies), Price())
 
 
 def _units(text, size, encoder, cuts=(_SENTENCE_ENDS, _WORD_ENDS, _CHARACTER_ENDS)):
@@ -190,14 +201,6 @@ def _ending(chunk, tokens):
             break
         kept.insert(0, (unit, count))
     return kept
-
-
-def _joined(notes):
-    return "".join(f"{note}\n" for note in notes)
-
-
-def _tokens(notes, encoder):
-    return encoder.count(*(f"{note}\n" for note in notes))
 
 
 def _words(text):

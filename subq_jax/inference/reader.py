@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from subq_jax.axes import Logits
+from subq_jax.axes import Logits, Selection
 from subq_jax.checks import check_integer
 from subq_jax.inference.generate import split_for_decoding
+from subq_jax.model.attention_modules import ChosenBlocks
 from subq_jax.model.decoder import Decoder
 
 CHUNK = 2048  # tokens of one prefill step: memory beside the caches follows it, not the context
@@ -23,6 +24,13 @@ class Read(NamedTuple):
     next_logits: Logits | None
     length: int  # tokens read
     capacity: int
+
+
+class Said(NamedTuple):
+    """A continuation: its tokens int32 [A] and the log-probability float32 [A] that the model gave to each, in nats."""
+
+    tokens: np.ndarray
+    log_probs: np.ndarray
 
 
 class Reader:
@@ -54,8 +62,10 @@ class Reader:
         self._graph, cache, self._weights = split_for_decoding(self._model, 1, capacity)
         return self._extend(Read(cache, None, 0, capacity), context, keep=False)[0]
 
-    def greedy(self, read: Read, prompt: np.ndarray, num_tokens: int) -> np.ndarray:
-        """The model's own continuation int32 [num_tokens] of the context and then prompt [T]; `read` stays as it is.
+    def greedy(self, read: Read, prompt: np.ndarray, num_tokens: int, end: int | None = None) -> Said:
+        """The model's own continuation of the context and then prompt [T]; `read` stays as it is.
+
+        It is `num_tokens` long, or shorter: the token `end` is its last.
 
         Raises:
           ValueError: where the caches have no room for it.
@@ -64,7 +74,33 @@ class Reader:
         self._check_room(read, len(prompt) + num_tokens)
         if len(prompt):
             read, _ = self._extend(read, prompt, keep=True)
-        return np.asarray(_continue(self._graph, num_tokens, read.cache, self._weights, read.next_logits))
+        said = _continue(self._graph, num_tokens, read.cache, self._weights, read.next_logits,
+                         jnp.int32(-1 if end is None else end))
+        tokens, log_probs, count = (np.asarray(x) for x in said)
+        return Said(tokens[:count], log_probs[:count])
+
+    def chosen(self, read: Read, prompt: np.ndarray, said: np.ndarray) -> list[Selection]:
+        """What the queries chose that predict the tokens of `said` [A] after the context and prompt [T], T >= 1.
+
+        Those queries stand at the prompt's last token and at every token of `said` but the last. `read` stays as it is.
+
+        Returns:
+          int32 [1, A, K, M] of each layer that chooses, from the first: blocks (`learned_router`: tokens), then -1;
+          nothing for a model that does not choose.
+
+        Raises:
+          ValueError: for an empty prompt or answer, or where the caches have no room for them.
+        """
+        if not len(prompt) or not len(said):
+            raise ValueError(f"prompt and said must hold a token each, got {len(prompt)} and {len(said)}")
+        if len(prompt) > 1:
+            read, _ = self._extend(read, prompt[:-1], keep=True)
+        parts, cache = [], read.cache
+        queries = self._checked(read, np.concatenate([prompt[-1:], said[:-1]]))
+        for start, size in pieces(len(queries), self._chunk):
+            cache, found = _choose(self._graph, cache, self._weights, jnp.asarray(queries[None, start : start + size]))
+            parts.append(found)
+        return [jnp.concatenate(layer, axis=1) for layer in zip(*parts, strict=True)]
 
     def agreement(self, read: Read, prompt: np.ndarray, answer: np.ndarray) -> np.ndarray:
         """Whether each token of answer [A] is the argmax after the context, prompt [T] and the answer before it.
@@ -83,20 +119,25 @@ class Reader:
 
     def _extend(self, read: Read, tokens: np.ndarray, *, keep: bool) -> tuple[Read, np.ndarray]:
         """`read` and the tokens after it, and the argmax after each; with `keep` the caches of `read` stay usable."""
+        tokens = self._checked(read, tokens)
+        cache, logits, best = read.cache, read.next_logits, []
+        for start, size in pieces(len(tokens), self._chunk):
+            step = _extend_copied if keep else _extend_in_place
+            piece = jnp.asarray(tokens[None, start : start + size])
+            cache, logits, found = step(self._graph, cache, self._weights, piece)
+            best.append(found)
+            keep = False  # from here on the caches are this call's own
+        return Read(cache, logits, read.length + len(tokens), read.capacity), np.concatenate(best)
+
+    def _checked(self, read: Read, tokens: np.ndarray) -> np.ndarray:
+        """The tokens as int32 [T], if the model knows them and the caches of `read` have room."""
         tokens = np.asarray(tokens)
         if tokens.ndim != 1 or not len(tokens) or not np.issubdtype(tokens.dtype, np.integer):
             raise ValueError(f"tokens must be a non-empty int array [T], got {tokens.dtype}{list(tokens.shape)}")
         if (unknown := tokens[(tokens < 0) | (tokens >= self._model.config.vocab_size)]).size:
             raise ValueError(f"tokens must be ids in [0, vocab_size={self._model.config.vocab_size}), got {unknown[0]}")
         self._check_room(read, len(tokens))
-        cache, logits, best = read.cache, read.next_logits, []
-        for start, size in pieces(len(tokens), self._chunk):
-            step = _extend_copied if keep else _extend_in_place
-            piece = jnp.asarray(tokens[None, start : start + size], jnp.int32)
-            cache, logits, found = step(self._graph, cache, self._weights, piece)
-            best.append(found)
-            keep = False  # from here on the caches are this call's own
-        return Read(cache, logits, read.length + len(tokens), read.capacity), np.concatenate(best)
+        return tokens.astype(np.int32)
 
     def _check_room(self, read: Read, num_tokens: int) -> None:
         if read.length + num_tokens > read.capacity:
@@ -124,13 +165,30 @@ _extend_in_place = jax.jit(_extend_step, static_argnums=0, donate_argnums=1)
 _extend_copied = jax.jit(_extend_step, static_argnums=0)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _continue(graph, num_tokens: int, cache, weights, logits):
-    def step(carry, _):
-        cache, token = carry
-        cache, logits, _ = _extend_step(graph, cache, weights, token[None, None])
-        return (cache, logits.argmax().astype(jnp.int32)), token
+@functools.partial(jax.jit, static_argnums=0)
+def _choose(graph, cache, weights, tokens):
+    """The caches after tokens [1, T], and what each layer that chooses chose for them."""
+    model = nnx.merge(graph, cache, weights)
+    _, kept = nnx.capture(model, ChosenBlocks)(tokens, decode=True)
+    layers = sorted(nnx.to_flat_state(kept), key=lambda item: item[0])  # ("layers", number, "attention", "chosen")
+    return nnx.state(model, nnx.Cache), [variable.get_value()[0] for _, variable in layers]
 
-    first = logits.argmax().astype(jnp.int32)
-    (_, last), tokens = jax.lax.scan(step, (cache, first), length=num_tokens - 1)
-    return jnp.append(tokens, last)
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _continue(graph, num_tokens: int, cache, weights, logits, end):
+    """Tokens int32 [num_tokens], their log-probabilities, and how many of both were said."""
+    def say(logits, tokens, log_probs, count):
+        token = logits.argmax().astype(jnp.int32)
+        return tokens.at[count].set(token), log_probs.at[count].set(jax.nn.log_softmax(logits)[token]), count + 1
+
+    def goes_on(carry):
+        _, tokens, _, count = carry
+        return (count < num_tokens) & (tokens[count - 1] != end)
+
+    def step(carry):
+        cache, tokens, log_probs, count = carry
+        cache, logits, _ = _extend_step(graph, cache, weights, tokens[count - 1][None, None])
+        return cache, *say(logits, tokens, log_probs, count)
+
+    said = say(logits, jnp.zeros(num_tokens, jnp.int32), jnp.zeros(num_tokens, jnp.float32), 0)
+    return jax.lax.while_loop(goes_on, step, (cache, *said))[1:]

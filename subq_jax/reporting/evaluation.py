@@ -1,6 +1,7 @@
 """A self-contained HTML report of a long-context evaluation, from the rows of `evaluation.summary`."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,15 @@ from subq_jax.reporting.results import Row, arm_name, arms
 _ALL_TASKS = "mean over tasks"
 _INTERVALS = ("Intervals: Wilson's for independent right or wrong answers, else by resampling haystacks and seeds. "
               "Equivalent: the 90% interval of the paired difference lies within the margin (two one-sided tests, 5%).")
+_PRICES = ("Prices are those of one question asked alone, so that a context counts whole for each of its questions. "
+           "Tokens read: of all contexts and prompts given to the model, mean over answers. FLOPs: analytic, of the "
+           "forward passes over what was read and written, mean. Seconds: median.")
+_EVIDENCE = ("Evidence chosen: of the key blocks with evidence that are neither sink nor local, the share that at "
+             "least one query predicting the answer chose, for at least one KV head of at least one layer that "
+             "chooses; mean over answers. learned_router chooses single tokens.")
+_BEST = ("Best work-around: the way and chunk size with the best mean score on all other haystacks of the task and "
+         "length, chosen anew for each haystack, so that no answer takes part in the choice of what it is scored "
+         "under. The others are listed at every size, none chosen.")
 
 
 def write_evaluation(path: str | os.PathLike, scores: Sequence[Row], **sections: Any) -> None:
@@ -45,12 +55,18 @@ def render_evaluation(scores: Sequence[Row], *, title: str, lengths: Sequence[Ro
     for task in _tasks(scores):
         body.append(element("h2", f"Task: {task}" if task is not None else _ALL_TASKS.capitalize()))
         body += [image(png, description) for of, _, description, png in pictures if of == task]
-        body.append(_score_table([row for row in scores if row["task"] == task]))
+        here = [row for row in scores if row["task"] == task]
+        body.append(_score_table(here))
+        if any(row["tokens_read"] is not None for row in here):
+            body += ["<h3>What an answer costs, and what it is worth</h3>", _price_table(here)]
         here = [row for row in compared if row["task"] == task]
         if here:
-            body += ["<h3>Compared on the same prompts</h3>", _comparison_table(here)]
+            body += ["<h3>Compared on the same prompts</h3>", *map(_comparison_table, _by_other(here))]
     several = f"{len(compared)} comparisons were made; p-values are of single ones." if len(compared) > 1 else None
-    return page(title, body + record(config, versions, [_INTERVALS, *filter(None, [several]), *notes]))
+    said = [(_PRICES, "tokens_read"), (_EVIDENCE, "evidence_recall")]
+    explained = [text for text, name in said if any(row[name] is not None for row in scores)]
+    explained += [_BEST] * any((row["control"] or "").startswith("best") for row in scores)
+    return page(title, body + record(config, versions, [_INTERVALS, *explained, *filter(None, [several]), *notes]))
 
 
 def write_evaluation_plots(folder: str | os.PathLike, scores: Sequence[Row], *, lengths: Sequence[Row] = (),
@@ -76,12 +92,20 @@ def _pictures(scores, lengths, depths):
     """(task, file's name, description, PNG) of every plot."""
     pictures = []
     threshold = next((row["threshold"] for row in lengths), None)
+    scores, controlled = [row for row in scores if row["control"] is None], scores
+    depths = [row for row in depths if row["control"] is None]
     for task in _tasks(scores):
         here = [row for row in scores if row["task"] == task]
         description = f"{_ALL_TASKS if task is None else task}: score against length"
         judged = task is None or len(_tasks(scores)) == 1  # what the effective length goes by
         pictures.append((task, "score_vs_length", description,
                          plots.scores_vs_length(here, title=description, threshold=threshold if judged else None)))
+        for arm in arms(row for row in controlled if row["control"] is not None):
+            asked = [row for row in controlled if row["task"] == task and (row["mechanism"], row["budget"]) == arm]
+            name = arm_name(*arm)
+            title = f"{_ALL_TASKS if task is None else task}, {name}: whole context and controls"
+            pictures.append((task, f"controls_vs_length_{name.replace(' ', '_')}", title,
+                             plots.controls_vs_length(_ordered(asked), title=title)))
         if task is None:
             by_task = [row for row in scores if row["task"] is not None]
             pictures += [(task, *_map(by_task, "task", arm)) for arm in arms(by_task)]
@@ -111,8 +135,8 @@ def _tasks(scores):
 def _score_table(rows):
     lengths = sorted({row["length"] for row in rows})
     lines = []
-    for arm in arms(rows):
-        here = {row["length"]: row for row in rows if (row["mechanism"], row["budget"]) == arm}
+    for arm in _all_arms(rows):
+        here = {row["length"]: row for row in rows if _arm(row) == arm}
         counts = [_range([row[name] for row in here.values()]) for name in ("samples", "haystacks", "seeds")]
         lines.append([arm_name(*arm), *(_with_interval(here.get(length), "mean") for length in lengths), *counts])
     if rows[0]["chance"] is not None:
@@ -120,25 +144,63 @@ def _score_table(rows):
     return table(["arm", *lengths, "samples", "haystacks", "seeds"], lines)
 
 
+def _price_table(rows):
+    lines = [[arm_name(*_arm(row)), row["length"], f"{row['mean']:.3f}", _or_dash(row["tokens_read"], ",.0f"),
+              _or_dash(row["flops"], ".3g"), _or_dash(row["seconds"], ".3g"), _or_dash(row["evidence_recall"], ".3f")]
+             for row in _ordered(rows)]
+    return table(["arm", "length", "score", "tokens read", "FLOPs", "seconds", "evidence chosen"], lines)
+
+
 def _comparison_table(rows):
-    other = arm_name(rows[0]["other_mechanism"], rows[0]["other_budget"])
+    other = _other_name(rows[0])
     header = ["arm", "length", f"difference to {other}", f"equivalent within {rows[0]['margin']:g}", "right alone",
               f"{other} right alone", "McNemar's p", "pairs", "unpaired"]
     lines = []
-    for arm in arms(rows):
-        for row in sorted(rows, key=lambda row: row["length"]):
-            if (row["mechanism"], row["budget"]) == arm:
-                verdict = {True: "yes", False: "not shown", None: "–"}[row["equivalent"]]
-                lines.append([arm_name(*arm), row["length"], _with_interval(row, "difference", "+.3f"), verdict,
-                              _or_dash(row["only_arm"], "d"), _or_dash(row["only_other"], "d"),
-                              _or_dash(row["p_value"], ".2g"), row["pairs"], row["unpaired"]])
+    for row in _ordered(rows):
+        verdict = {True: "yes", False: "not shown", None: "–"}[row["equivalent"]]
+        lines.append([arm_name(*_arm(row)), row["length"], _with_interval(row, "difference", "+.3f"), verdict,
+                      _or_dash(row["only_arm"], "d"), _or_dash(row["only_other"], "d"),
+                      _or_dash(row["p_value"], ".2g"), row["pairs"], row["unpaired"]])
     return table(header, lines)
+
+
+def _arm(row):
+    return row["mechanism"], row["budget"], row["control"]
+
+
+def _all_arms(rows):
+    """(mechanism, budget, control) present: models in their usual order, each with its controls after it."""
+    numbers_as_such = lambda text: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text or "")]
+    controls = sorted({row["control"] for row in rows}, key=numbers_as_such)
+    present = {_arm(row) for row in rows}
+    return [(*pair, control) for pair in arms(rows) for control in controls if (*pair, control) in present]
+
+
+def _ordered(rows):
+    """The rows by arm and length."""
+    order = {arm: place for place, arm in enumerate(_all_arms(rows))}
+    return sorted(rows, key=lambda row: (order[_arm(row)], row["length"]))
+
+
+def _by_other(compared):
+    """Comparisons with each other arm."""
+    others = dict.fromkeys(map(_other_name, compared))
+    return [[row for row in compared if _other_name(row) == other] for other in others]
+
+
+def _other_name(row):
+    return arm_name(row["other_mechanism"], row["other_budget"], row["other_control"])
+
+
+def _has_no_chunk_size(row):
+    """Whether the arm is worth a sentence: single chunk sizes of a work-around stand in the tables."""
+    return not any(character.isdigit() for character in row["control"] or "")
 
 
 def _effective_sentences(lengths):
     sentences = []
-    for row in lengths:
-        name, reached = arm_name(row["mechanism"], row["budget"]), row["effective_length"]
+    for row in filter(_has_no_chunk_size, lengths):
+        name, reached = arm_name(*_arm(row)), row["effective_length"]
         if reached is None:
             sentences.append(f"{name}: no effective length, below {row['threshold']:g} from the shortest on.")
         else:
@@ -150,17 +212,15 @@ def _effective_sentences(lengths):
 
 def _comparison_sentences(compared):
     sentences = []
-    for arm in arms(compared):
-        rows = [row for row in compared if (row["mechanism"], row["budget"]) == arm]
-        rows = [row for row in rows if row["task"] is not None and row["low"] is not None]
-        if not rows:
-            continue
-        other = arm_name(rows[0]["other_mechanism"], rows[0]["other_budget"])
-        equivalent, worse, better = (sum(map(test, rows)) for test in (
-            lambda row: row["equivalent"], lambda row: row["high"] < 0, lambda row: row["low"] > 0))
-        sentences.append(f"{arm_name(*arm)}: equivalent to {other} within {rows[0]['margin']:g} in {equivalent} of "
-                         f"{len(rows)} pairs of task and length; the interval of the difference is below 0 in {worse}, "
-                         f"above 0 in {better}.")
+    judged = [row for row in filter(_has_no_chunk_size, compared) if row["task"] is not None and row["low"] is not None]
+    for with_one in _by_other(judged):
+        for arm in _all_arms(with_one):
+            rows = [row for row in with_one if _arm(row) == arm]
+            equivalent, worse, better = (sum(map(test, rows)) for test in (
+                lambda row: row["equivalent"], lambda row: row["high"] < 0, lambda row: row["low"] > 0))
+            sentences.append(f"{arm_name(*arm)}: equivalent to {_other_name(rows[0])} within {rows[0]['margin']:g} in "
+                             f"{equivalent} of {len(rows)} pairs of task and length; the interval of the difference is "
+                             f"below 0 in {worse}, above 0 in {better}.")
     return sentences
 
 

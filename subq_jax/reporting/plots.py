@@ -1,6 +1,7 @@
 """PNG plots of sweeps and evaluations. One colour per mechanism everywhere; seeds are points, lines are their means."""
 
 import io
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,13 @@ COLOURS = {
     "learned_router": "#CC79A7",
     "oracle_topk": "#56B4E9",
     "random_blocks": "#999999",
+}
+CONTROL_COLOURS = {
+    "no context": "#999999",
+    "best work-around": "#CC79A7",
+    "retrieval": "#0072B2",
+    "vote": "#E69F00",
+    "notes": "#009E73",
 }
 _STYLES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D")
@@ -86,16 +94,34 @@ def scores_vs_length(rows: list[Row], *, title: str, threshold: float | None = N
     figure, axes = _figure(title, "length (tokens)", "score")
     pairs = arms(rows)
     for arm in pairs:
-        here = sorted((row for row in rows if (row["mechanism"], row["budget"]) == arm), key=lambda row: row["length"])
-        lengths, style = [row["length"] for row in here], _arm_style(pairs, *arm)
-        axes.plot(lengths, [row["mean"] for row in here], markersize=4, label=arm_name(*arm), **style)
-        sure = [row for row in here if row["low"] is not None]
-        axes.fill_between([row["length"] for row in sure], [row["low"] for row in sure], [row["high"] for row in sure],
-                          color=style["color"], alpha=0.12, linewidth=0)
+        here = [row for row in rows if (row["mechanism"], row["budget"]) == arm]
+        _draw_scores(axes, here, arm_name(*arm), _arm_style(pairs, *arm))
     for chance in {row["chance"] for row in rows} - {None}:
         axes.axhline(chance, color="0.4", linestyle=":", linewidth=1, label="guessing")
     if threshold is not None:
         axes.axhline(threshold, color="0.4", linestyle="--", linewidth=1, label=f"threshold {threshold:g}")
+    _log_lengths(axes, [row["length"] for row in rows])
+    axes.set_ylim(-0.03, 1.03)
+    return _png(figure, axes)
+
+
+def controls_vs_length(rows: list[Row], *, title: str) -> bytes:
+    """Mean scores of one model on one task against the length: with the whole context, without, and by work-arounds.
+
+    Args:
+      rows: as for `scores_vs_length`, with `control`; of one mechanism and budget.
+      title: heading.
+    """
+    figure, axes = _figure(title, "length (tokens)", "score")
+    of_colour = defaultdict(int)
+    for control in dict.fromkeys(row["control"] for row in rows):
+        known = next((name for name in CONTROL_COLOURS if control and control.startswith(name)), None)
+        number = of_colour[known] % len(_STYLES)  # chunk sizes of one way share their colour
+        of_colour[known] += 1
+        style = {"color": CONTROL_COLOURS.get(known, "#000000"), "marker": _MARKERS[number],
+                 "linestyle": _STYLES[number]}
+        here = [row for row in rows if row["control"] == control]
+        _draw_scores(axes, here, control or "whole context", style)
     _log_lengths(axes, [row["length"] for row in rows])
     axes.set_ylim(-0.03, 1.03)
     return _png(figure, axes)
@@ -152,6 +178,15 @@ def _arm_style(pairs, mechanism, budget):
     index = 0 if budget is None else budgets.index(budget)
     return {"color": _colour(mechanism), "marker": _MARKERS[index % len(_MARKERS)],
             "linestyle": _STYLES[index % len(_STYLES)]}
+
+
+def _draw_scores(axes, rows, label, style):
+    """A line of mean scores with its interval, where there is one."""
+    rows = sorted(rows, key=lambda row: row["length"])
+    axes.plot([row["length"] for row in rows], [row["mean"] for row in rows], markersize=4, label=label, **style)
+    sure = [row for row in rows if row["low"] is not None]
+    axes.fill_between([row["length"] for row in sure], [row["low"] for row in sure], [row["high"] for row in sure],
+                      color=style["color"], alpha=0.12, linewidth=0)
 
 
 def _draw_seeds(axes, points, colour, marker):

@@ -118,6 +118,7 @@ def arms(rows: Iterable[Row]) -> list[tuple[str, int | None]]:
     return sorted(pairs, key=lambda pair: (order.get(pair[0], len(order)), pair[0], pair[1] or 0))
 
 
-def arm_name(mechanism: str, budget: int | None) -> str:
-    """How an arm is called in tables, plots and sentences."""
-    return mechanism if budget is None else f"{mechanism} {budget}"
+def arm_name(mechanism: str, budget: int | None, control: str | None = None) -> str:
+    """How an arm is called in tables, plots and sentences; `control` is what it did in place of reading a context."""
+    name = mechanism if budget is None else f"{mechanism} {budget}"
+    return name if control is None else f"{name}, {control}"

@@ -17,12 +17,15 @@ from subq_jax.tasks import (
 )
 from subq_jax.tasks.haystack import Haystack, Question, Request, Task
 
-__all__ = ["TASKS", "Haystack", "Question", "Request", "Task", "find_task"]
+__all__ = ["TASKS", "TEACHABLE", "Haystack", "Question", "Request", "Task", "find_task"]
 
 # Modules with a tuple TASKS.
 FAMILIES = (ruler_niah, ruler_tracing, ruler_words, ruler_qa, mrcr, legal, licences, records, code)
 
 TASKS: dict[str, Task] = {task.name: task for family in FAMILIES for task in family.TASKS}
+
+# Tasks with as many keys as training needs, of which it has its own, and no corpus.
+TEACHABLE = ("phonebook", "mqar", "niah_single_1", "niah_multikey_2", "niah_multikey_3")
 
 
 def find_task(name: str) -> Task:

@@ -18,6 +18,7 @@ INT32_BYTES = 4
 PIECES = ("One piece.", " Another", ".\n", "And one.")  # to try tokenizers with
 
 Span = tuple[int, int]  # first token, and the one after the last, of the context
+TRAINING_KEYS = 8  # one in so many
 
 
 class TextTokenizer(Protocol):
@@ -101,6 +102,7 @@ class Request:
       seed: of a study; `index` numbers the haystacks of a seed and length.
       num_questions: how many are asked about one haystack; a task may have fewer to ask.
       corpus: natural text, a document each, for tasks whose haystack is made of it; never seen in training.
+      held_out: whether keys are those that evaluation alone asks about, or those of training.
 
     Raises:
       ValueError: for a number out of range or a document with lone surrogates, naming it.
@@ -112,6 +114,7 @@ class Request:
     index: int = 0
     num_questions: int = 1
     corpus: tuple[str, ...] = ()
+    held_out: bool = True
 
     def __post_init__(self):
         for name, floor in (("length", 1), ("seed", 0), ("index", 0), ("num_questions", 1)):
@@ -124,7 +127,12 @@ class Request:
 
     def rng(self, task: str) -> np.random.Generator:
         """The source of everything random in this haystack of `task`."""
-        return np.random.default_rng((self.seed, zlib.crc32(task.encode()), self.length, self.index))
+        training = () if self.held_out else (1,)
+        return np.random.default_rng((self.seed, zlib.crc32(task.encode()), self.length, self.index, *training))
+
+    def admits(self, key: str) -> bool:
+        """Whether a haystack of this request may hold `key`: an eighth of all keys is for training, the rest is not."""
+        return (zlib.crc32(key.encode()) % TRAINING_KEYS != 0) == self.held_out
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,7 +74,7 @@ class _Table:
 
     def build(self, request: Request) -> Haystack:
         rng, encoder = python_rng(request, self.name), Encoder(request.tokenizer)
-        row = self.rows(rng)
+        row = _admitted(request, self.rows(rng))
         most = max(1, request.length // (2 * self.queries * encoder.count(row())))
         groups = [[row() for _ in range(self.queries)] for _ in range(min(request.num_questions, most))]
         facts = [fact for group in groups for fact in group]
@@ -100,6 +100,16 @@ class _Table:
                 yield Question(text, answer_prefix, right, evidence, _wrong(right, map(_value, others)))
 
         return assemble(request, self.name, [self.opening, *rows], ask, encoder, ANSWER_TOKENS)
+
+
+def _admitted(request: Request, row: Callable[[], str]) -> Callable[[], str]:
+    """A source of the rows whose keys the request may have."""
+    def draw() -> str:
+        while not request.admits(_key(found := row())):
+            pass
+        return found
+
+    return draw
 
 
 def _key(row: str) -> str:

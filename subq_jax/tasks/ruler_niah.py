@@ -124,7 +124,7 @@ def _among_needles(name, kind, request, rng, encoder):
 
     def drawn():
         """The entries; half of what still fits is encoded together."""
-        source = _entries(kind, rng)
+        source = _entries(kind, request, rng)
         while batch := list(itertools.islice(source, max(1, len(entries) * (request.length - used) // (2 * used)))):
             encoder.learn(part for entry in batch for part in kind.needle(entry.key, *entry.values))
             yield from batch
@@ -152,7 +152,7 @@ def _among_needles(name, kind, request, rng, encoder):
 def _among_text(name, kind, request, rng, encoder):
     """Noise or natural text with the needles in it, each before another sentence; returns as `_among_needles`."""
     header = kind.wording()[0]
-    entries = list(itertools.islice(_entries(kind, rng), kind.num_keys))
+    entries = list(itertools.islice(_entries(kind, request, rng), kind.num_keys))
     shuffled = rng.permutation(kind.num_keys).reshape(-1, kind.num_queries).tolist()
     groups = shuffled[:request.num_questions]
     asked = max((_question(kind, [entries[i] for i in group]) for group in groups),
@@ -213,11 +213,11 @@ def _sentences(document: str) -> Iterator[list[str]]:
         yield sentence
 
 
-def _entries(kind: Kind, rng: np.random.Generator) -> Iterator[Entry]:
-    """Entries whose keys and values never repeat, until there are no more keys."""
+def _entries(kind: Kind, request: Request, rng: np.random.Generator) -> Iterator[Entry]:
+    """Entries whose keys and values never repeat, until there are no more keys that the request may have."""
     keys = _word_keys(rng) if kind.keys == "words" else _uuids(rng)
     values = _numbers(rng) if kind.values == "numbers" else _uuids(rng)
-    for key in keys:
+    for key in filter(request.admits, keys):
         yield Entry(key, tuple(itertools.islice(values, kind.num_values)))
 
 

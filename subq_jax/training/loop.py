@@ -103,7 +103,7 @@ def _run(run: RunConfig, workdir: Path, mesh: Mesh, is_main: bool, show_progress
             MetricsLog(workdir, restored_step=start, write=is_main) as log,
             StepProgress(run.training.steps, start, shown=show_progress and is_main) as progress,
         ):
-            take_step = make_train_step(graphdef, optimizer, abstract, mesh, packed=run.data.task == "text",
+            take_step = make_train_step(graphdef, optimizer, abstract, mesh, packed=run.data.packs_documents,
                                         distillation_phases=run.model.distillation_phases,
                                         microbatches=run.training.microbatches)
             throughput = Throughput(peak and peak * mesh.devices.size)

@@ -6,16 +6,24 @@ import numpy as np
 import pytest
 
 from subq_jax.evaluation.statistics import Clusters, bootstrap_mean, mcnemar, paired_difference, wilson_interval
-from subq_jax.evaluation.summary import comparisons, depth_table, effective_lengths, read_samples, score_table
+from subq_jax.evaluation.summary import (
+    BEST,
+    Arm,
+    best_workarounds,
+    compare_models_and_controls,
+    comparisons,
+    depth_table,
+    effective_lengths,
+    read_samples,
+    score_table,
+)
 
-DENSE, SELECTIVE, WINDOW = ("dense", None), ("selective", 512), ("sliding_window", 512)
+DENSE, SELECTIVE, WINDOW = Arm("dense"), Arm("selective", 512), Arm("sliding_window", 512)
 RIGHT = {DENSE: 1.0, SELECTIVE: 0.95, WINDOW: 0.3}
 
 
 def sample(task="niah", length=4096, arm=DENSE, seed=0, haystack=0, index=0, score=1.0, **more):
-    mechanism, budget = arm
-    return dict(task=task, length=length, mechanism=mechanism, budget=budget, seed=seed, haystack=haystack, index=index,
-                score=score) | more
+    return dict(task=task, length=length, seed=seed, haystack=haystack, index=index, score=score) | arm._asdict() | more
 
 
 def study(tasks=("niah",), lengths=(4096,), arms=tuple(RIGHT), seeds=(0,), haystacks=40, questions=1):
@@ -32,13 +40,13 @@ def study(tasks=("niah",), lengths=(4096,), arms=tuple(RIGHT), seeds=(0,), hayst
 
 
 def cell(table, task, length, arm):
-    (found,) = [row for row in table if (row["task"], row["length"], row["mechanism"], row["budget"])
+    (found,) = [row for row in table if (row["task"], row["length"], *(row[name] for name in Arm._fields))
                 == (task, length, *arm)]
     return found
 
 
 def scores(rows, arm):
-    return [row["score"] for row in rows if (row["mechanism"], row["budget"]) == arm]
+    return [row["score"] for row in rows if (row["mechanism"], row["budget"], row["control"]) == arm]
 
 
 def test_independent_answers_have_wilsons_interval():
@@ -87,7 +95,7 @@ def test_effective_lengths():
     for row in rows:
         if row["mechanism"] == "selective" and row["length"] == 16384 and row["task"] == "vt":
             row["score"] *= 0.5
-    found = {(row["mechanism"], row["budget"]): row for row in effective_lengths(score_table(rows))}
+    found = {Arm(row["mechanism"], row["budget"]): row for row in effective_lengths(score_table(rows))}
     assert found[DENSE]["effective_length"] == found[DENSE]["longest"] == 16384
     assert found[SELECTIVE]["effective_length"] == 8192
     assert found[WINDOW]["effective_length"] is None
@@ -144,6 +152,58 @@ def test_samples_are_read_from_files(tmp_path):
     json.dumps(table, allow_nan=False)
 
 
+def test_controls_are_arms_of_their_own():
+    vote = Arm("dense", None, "vote 256")
+    rows = study(arms=(DENSE,), questions=2) + [
+        sample(arm=vote, haystack=h, index=i, score=0.0, tokens_read=10) for h in range(40) for i in range(2)]
+    table = score_table(rows)
+    assert cell(table, "niah", 4096, vote)["mean"] == 0 and cell(table, "niah", 4096, DENSE)["mean"] == 1
+    (row,) = comparisons(rows, against=DENSE, margin=0.1)
+    assert (row["control"], row["other_control"], row["difference"], row["pairs"]) == ("vote 256", None, -1.0, 80)
+    (row,) = comparisons(rows, against=vote, margin=0.1)
+    assert (row["control"], row["other_control"], row["difference"]) == (None, "vote 256", 1.0)
+
+
+def test_models_are_compared_with_one_and_controls_with_their_model():
+    rows = study(arms=(DENSE, SELECTIVE), haystacks=4)
+    rows += [row | {"control": "vote 256"} for row in rows if row["mechanism"] == "selective"]
+    found = compare_models_and_controls(rows, against="dense", margin=0.1)
+    assert [(row["mechanism"], row["control"], row["other_mechanism"], row["other_control"]) for row in found] == [
+        ("selective", None, "dense", None), ("selective", "vote 256", "selective", None)]
+    assert [row["other_mechanism"] for row in compare_models_and_controls(rows, against="moba", margin=0.1)] == [
+        "selective"]
+    several = rows + [row | {"budget": 64} for row in rows if row["mechanism"] == "dense"]
+    assert len(compare_models_and_controls(several, against="dense", margin=0.1)) == 1
+    assert compare_models_and_controls(study(arms=(DENSE,)), against="dense", margin=0.1) == []
+
+
+def test_costs_are_means_and_seconds_medians_over_the_samples_that_have_them():
+    rows = [sample(haystack=h, tokens_read=h, flops=2.0 * h, seconds=100.0 if h == 0 else 1.0) for h in range(5)]
+    rows[1]["evidence_recall"], rows[2]["evidence_recall"], rows[3]["evidence_recall"] = 1.0, 0.5, None
+    (row,) = score_table(rows)
+    assert [row[x] for x in ("tokens_read", "flops", "seconds", "evidence_recall")] == [2.0, 4.0, 1.0, 0.75]
+    other = [sample(task="vt", haystack=h, tokens_read=10) for h in range(2)]
+    assert cell(score_table(rows + other), None, 4096, DENSE)["tokens_read"] == 6.0
+    assert cell(score_table(rows + other), "vt", 4096, DENSE)["seconds"] is None
+
+
+def test_the_best_workaround_is_chosen_on_other_haystacks():
+    def answers(control, right, **more):
+        return [sample(arm=Arm("dense", None, control), haystack=h, score=float(h in right), **more) for h in range(4)]
+
+    rows = answers("vote 256", {0}) + answers("notes 64", {1, 2, 3}) + answers("no context", {0, 1, 2, 3})
+    best = best_workarounds(rows + study(haystacks=4))
+    assert {row["control"] for row in best} == {BEST} and len(best) == 4
+    assert {row["chosen_control"] for row in best} == {"notes 64"} and sum(row["score"] for row in best) == 3
+    # Each of four is right once and elsewhere wrong: the one that is right here never looks best from the others.
+    lucky = [row for h in range(4) for row in answers(f"vote {h}", {h})]
+    assert sum(row["score"] for row in best_workarounds(lucky)) == 0
+    cheap = answers("vote 1", {0, 1}, tokens_read=2) + answers("vote 2", {0, 1}, tokens_read=1)
+    assert {row["chosen_control"] for row in best_workarounds(cheap)} == {"vote 2"}
+    assert best_workarounds([row for row in rows if row["haystack"] == 0]) == []
+    score_table(rows + best)
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda: score_table([]), "rows must hold at least one sample"),
     (lambda: score_table([{"task": "niah"}]), "a sample lacks ['length', 'mechanism', 'seed', 'haystack', 'index',"),
@@ -152,7 +212,8 @@ def test_samples_are_read_from_files(tmp_path):
     (lambda: score_table([sample(length=0)]), "length must be an integer >= 1, got 0"),
     (lambda: score_table([sample(), sample(score=0.0)]), "a sample is given twice"),
     (lambda: score_table([sample()], chance={"vt": 0.1}), "chance names tasks ['vt'] without samples"),
-    (lambda: comparisons([sample()], against=("dense", 3), margin=0.1), "against must be one of [('dense', None)]"),
+    (lambda: comparisons([sample()], against=Arm("dense", 3), margin=0.1),
+     "against must be one of [Arm(mechanism='dense', budget=None, control=None)]"),
     (lambda: comparisons(study(), against=DENSE, margin=2), "margin must be in [0, 1], got 2"),
     (lambda: depth_table([sample()], num_bins=0), "num_bins must be an integer >= 1, got 0"),
     (lambda: effective_lengths([]), "table must hold a mean over all tasks at one length or more"),

@@ -5,13 +5,14 @@ import re
 import pytest
 
 from subq_jax.data.tokenizers import ByteTokenizer
+from subq_jax.evaluation.answering import Price, Reply
 from subq_jax.evaluation.workarounds import ChunkIndex, chunk_and_vote, map_then_reduce, retrieve_then_read, split_text
-from subq_jax.tasks.haystack import Encoder
+from subq_jax.tasks.haystack import Encoder, Question
 
 ENCODER = Encoder(ByteTokenizer())
 FILLING = [f"On day {day} the harbour of Oslo saw {day % 7} ships and a slow grey rain. " for day in range(300)]
 NEEDLE = "The magic number for copper is 4711. "
-QUESTION = "What is the magic number for copper?"
+QUESTION = Question("What is the magic number for copper?", "", ())
 
 
 def text(*needles):
@@ -22,10 +23,16 @@ def text(*needles):
     return "".join(pieces)
 
 
+def reply(text, context, question, confidence=1.0):
+    """What costs the bytes of context and question, and a second."""
+    return Reply(text, confidence, Price(len(context) + len(question.text), 1, 2.0, 1.0))
+
+
 def reader(context, question):
     """The last number that the context gives for the question's key; "" where it gives none."""
-    key = re.search(r"for (\w+)\?", question).group(1)
-    return (re.findall(rf"number for {key} is (\d+)", context) or re.findall(r"^(\d+)$", context, re.M) or [""])[-1]
+    key = re.search(r"for (\w+)\?", question.text).group(1)
+    found = (re.findall(rf"number for {key} is (\d+)", context) or re.findall(r"^(\d+)$", context, re.M) or [""])[-1]
+    return reply(found, context, question)
 
 
 @pytest.mark.parametrize("size", [64, 100, 512, 10**6])
@@ -54,12 +61,13 @@ def test_retrieval_reads_what_it_finds(size):
     pytest.importorskip("bm25s")
     chunks = split_text(text(NEEDLE, NEEDLE.replace("copper", "silver").replace("4711", "12")), size, ENCODER)
     index = ChunkIndex(chunks)
-    reading = retrieve_then_read(reader, index, QUESTION, ENCODER, num_chunks=2)
-    found = index.best(QUESTION, 2)
-    assert (reading.answer, reading.calls) == ("4711", 1)
-    assert reading.tokens_read == sum(map(len, found)) + 1 + len(QUESTION)
+    said = retrieve_then_read(reader, index, QUESTION, num_chunks=2)
+    found = index.best(QUESTION.text, 2)
+    assert (said.text, said.price.tokens_written, said.price.flops) == ("4711", 1, 2.0)
+    assert said.price.tokens_read == sum(map(len, found)) + 1 + len(QUESTION.text)
+    assert 1 < said.price.seconds < 60  # the search beside the reading
     assert [chunk for chunk in chunks if chunk in found] == found
-    assert index.best(QUESTION, len(chunks) + 5) == chunks
+    assert index.best(QUESTION.text, len(chunks) + 5) == chunks
     assert index.best("?!", 2) == chunks[:2]
 
 
@@ -75,26 +83,47 @@ def test_bm25_by_hand():
 def test_chunks_vote(size):
     lie = NEEDLE.replace("4711", "9")
     chunks = split_text(text(lie, NEEDLE, NEEDLE.replace("copper", "silver"), NEEDLE), size, ENCODER)
-    reading = chunk_and_vote(reader, chunks, QUESTION, ENCODER)
-    assert reading.answer == "4711"
-    assert reading.calls == len(chunks)
-    assert reading.tokens_read == sum(map(len, chunks)) + len(chunks) * len(QUESTION)
+    said = chunk_and_vote(reader, chunks, QUESTION)
+    assert said.text == "4711"
+    read = sum(map(len, chunks)) + len(chunks) * len(QUESTION.text)
+    assert said.price == Price(read, len(chunks), 2.0 * len(chunks), float(len(chunks)))
 
 
-def test_votes_ignore_case_and_the_earliest_of_equals_wins():
-    ballots = {"a": " Oslo", "b": "Paris", "c": "", "d": "paris ", "e": "OSLO\n"}
-    vote = lambda chunks: chunk_and_vote(lambda context, _: ballots[context], chunks, "Where?", ENCODER).answer
-    assert vote("abcde") == "Oslo" and vote("bdae") == "Paris" and vote("cad") == "Oslo" and vote("cc") == ""
+def test_votes_ignore_case_and_the_surest_of_equals_wins():
+    ballots = {"a": (" Oslo", 0.8), "b": ("Paris", 0.9), "c": ("", 1.0), "d": ("paris. ", 0.6), "e": ("OSLO\n", 0.7)}
+
+    def vote(chunks):
+        read = lambda context, question: reply(*(ballots[context][0], context, question, ballots[context][1]))
+        return chunk_and_vote(read, chunks, QUESTION).text
+
+    assert vote("aed") == " Oslo" and vote("bdae") == "Paris" and vote("cab") == "Paris" and vote("cc") == ""
+
+
+def test_a_chunk_in_doubt_has_no_vote_unless_all_are():
+    doubtful = {"a": ("Rome", 0.3), "b": ("Rome", 0.4), "c": ("Oslo", 0.9), "d": ("", 1.0)}
+    read = lambda context, question: reply(*(doubtful[context][0], context, question, doubtful[context][1]))
+    assert chunk_and_vote(read, "abc", QUESTION).text == "Oslo"
+    assert chunk_and_vote(read, "abd", QUESTION).text == "Rome"
+    assert chunk_and_vote(read, "abd", QUESTION).confidence == 0.4
+    question, notes = Question("Where?", "It is in ", ()), []
+
+    def noting(context, question):
+        notes.append(context)
+        return read(context, question) if context in doubtful else reply(context, context, question)
+
+    assert map_then_reduce(noting, "abc", question, ENCODER, size=64).text == "It is in Oslo\n" == notes[-1]
 
 
 @pytest.mark.parametrize("size", [128, 512, 2048])
 def test_notes_are_read_again(size):
     chunks = split_text(text(NEEDLE), size, ENCODER)
-    reading = map_then_reduce(reader, chunks, QUESTION, ENCODER, size=size)
-    assert reading == type(reading)("4711", sum(map(len, chunks)) + 5 + (len(chunks) + 1) * len(QUESTION),
-                                    len(chunks) + 1)
-    nothing = map_then_reduce(reader, chunks, QUESTION.replace("copper", "gold"), ENCODER, size=size)
-    assert (nothing.answer, nothing.calls) == ("", len(chunks))
+    said = map_then_reduce(reader, chunks, QUESTION, ENCODER, size=size)
+    calls = len(chunks) + 1
+    assert said.text == "4711"
+    assert said.price == Price(sum(map(len, chunks)) + 5 + calls * len(QUESTION.text), calls, 2.0 * calls, float(calls))
+    gold = Question(QUESTION.text.replace("copper", "gold"), "", ())
+    nothing = map_then_reduce(reader, chunks, gold, ENCODER, size=size)
+    assert (nothing.text, nothing.price.tokens_written) == ("", len(chunks))
 
 
 def test_long_notes_are_read_in_chunks_until_they_fit():
@@ -102,23 +131,23 @@ def test_long_notes_are_read_in_chunks_until_they_fit():
 
     def first_words(context, question):
         contexts.append(context)
-        return context[: len(context) // 2]
+        return reply(context[: len(context) // 2], context, question)
 
-    chunks = [f"chunk {number}, of some length. " for number in range(8)]
-    reading = map_then_reduce(first_words, chunks, "?", ENCODER, size=40)
-    assert reading.calls == len(contexts) > 8 + 1
-    assert reading.tokens_read == sum(map(len, contexts)) + len(contexts)
+    chunks, ask = [f"chunk {number}, of some length. " for number in range(8)], Question("?", "", ())
+    said = map_then_reduce(first_words, chunks, ask, ENCODER, size=40)
+    assert said.price.tokens_written == len(contexts) > 8 + 1
+    assert said.price.tokens_read == sum(map(len, contexts)) + len(contexts)
     assert all(len(context) <= 40 for context in contexts)
 
-    copied = map_then_reduce(lambda context, question: context, chunks, "?", ENCODER, size=40)
-    assert copied.answer == "chunk 0, of some length."  # notes that do not shrink are cut
+    copied = map_then_reduce(lambda context, question: reply(context, context, question), chunks, ask, ENCODER, size=40)
+    assert copied.text.strip() == "chunk 0, of some length."  # notes that do not shrink are cut
 
 
 @pytest.mark.parametrize("call, message", [
     (lambda: split_text("a", 0, ENCODER), "size must be an integer >= 1, got 0"),
     (lambda: split_text("a", 10, ENCODER, overlap=5), "overlap must be less than half of size=10, got 5"),
     (lambda: split_text("å", 1, ENCODER), "size must be at least the 2 tokens of 'å', got 1"),
-    (lambda: chunk_and_vote(reader, [], QUESTION, ENCODER), "chunks must hold at least one text"),
+    (lambda: chunk_and_vote(reader, [], QUESTION), "chunks must hold at least one text"),
     (lambda: map_then_reduce(reader, [], QUESTION, ENCODER, size=5), "chunks must hold at least one text"),
     (lambda: map_then_reduce(reader, ["a"], QUESTION, ENCODER, size=0), "size must be an integer >= 1, got 0"),
 ])

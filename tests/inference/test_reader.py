@@ -1,14 +1,16 @@
 """A context read once gives what reading it anew for every question gives."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from tiny_decoder import SHAPE, decoder
 
-from subq_jax.attention.mechanisms import MECHANISMS
+from subq_jax.attention.mechanisms import MECHANISMS, SELECTING
 from subq_jax.inference.generate import generate
 from subq_jax.inference.reader import Reader, pieces
+from subq_jax.model.attention_modules import ChosenBlocks
 
 CONTEXT, CAPACITY = 37, 64
 forward = nnx.jit(lambda model, tokens: model(tokens))
@@ -28,7 +30,7 @@ def test_every_question_gets_the_answer_of_a_fresh_run(mechanism):
         prompt = tokens(length, seed)
         whole = np.concatenate([tokens(CONTEXT), prompt])
         expected = np.asarray(generate(model, whole[None], 6)[0][0])
-        np.testing.assert_array_equal(reader.greedy(read, prompt, 6), expected)
+        np.testing.assert_array_equal(reader.greedy(read, prompt, 6).tokens, expected)
         assert reader.agreement(read, prompt, expected).all()
         other = expected.copy()
         other[2] = (other[2] + 1) % SHAPE["vocab_size"]
@@ -41,6 +43,36 @@ def test_agreement_is_with_the_full_forward():
     agrees = reader.agreement(reader.read(tokens(CONTEXT), CAPACITY), prompt, answer)
     best = forward(model, jnp.asarray(np.concatenate([tokens(CONTEXT), prompt, answer]))[None])[0].argmax(axis=-1)
     np.testing.assert_array_equal(agrees, np.asarray(best)[CONTEXT + 3 : -1] == answer)
+
+
+def test_an_answer_ends_with_its_last_token_and_says_how_likely_it_was():
+    model, prompt = decoder("dense"), tokens(5, 1)
+    reader = Reader(model, chunk=8)
+    read = reader.read(tokens(CONTEXT), CAPACITY)
+    whole = reader.greedy(read, prompt, 6)
+    logits = forward(model, jnp.asarray(np.concatenate([tokens(CONTEXT), prompt, whole.tokens]))[None])[0]
+    expected = jax.nn.log_softmax(logits)[CONTEXT + 4 + np.arange(6), whole.tokens]
+    np.testing.assert_allclose(whole.log_probs, expected, atol=1e-4)
+    end = int(whole.tokens[-1])
+    cut = reader.greedy(read, prompt, 6, end=end)
+    count = whole.tokens.tolist().index(end) + 1
+    np.testing.assert_array_equal(cut.tokens, whole.tokens[:count])
+    np.testing.assert_array_equal(cut.log_probs, whole.log_probs[:count])
+
+
+@pytest.mark.parametrize("mechanism", [
+    name if name in ("dense", "selective") else pytest.param(name, marks=pytest.mark.slow) for name in MECHANISMS])
+def test_what_was_chosen_is_what_the_full_forward_chooses(mechanism):
+    model, prompt, said = decoder(mechanism), tokens(5, 1), tokens(7, 2)
+    reader = Reader(model, chunk=4)
+    found = reader.chosen(reader.read(tokens(CONTEXT), CAPACITY), prompt, said)
+    whole = jnp.asarray(np.concatenate([tokens(CONTEXT), prompt, said[:-1]]))[None]
+    _, kept = nnx.capture(nnx.clone(model), ChosenBlocks)(whole)
+    expected = [values[0] for values in jax.tree.leaves(kept, is_leaf=lambda x: isinstance(x, tuple))]
+    assert len(found) == len(expected) == (mechanism in SELECTING)
+    for ours, full in zip(found, expected, strict=True):
+        assert ours.shape == (1, 7, *full.shape[2:])
+        np.testing.assert_array_equal(ours, full[:, -7:])
 
 
 def test_pieces_are_few_shapes_and_cover_everything():
@@ -61,6 +93,8 @@ def test_pieces_are_few_shapes_and_cover_everything():
         (lambda r: r.greedy(r.read(tokens(4), 8), tokens(2), 3), "capacity must be at least 9 for 5 tokens after 4"),
         (lambda r: r.greedy(r.read(tokens(4), 8), tokens(2), 0), "num_tokens must be an integer >= 1"),
         (lambda r: r.agreement(r.read(tokens(4), 8), tokens(2), tokens(0)), "answer must hold a token"),
+        (lambda r: r.chosen(r.read(tokens(4), 8), tokens(0), tokens(2)), "prompt and said must hold a token each"),
+        (lambda r: r.chosen(r.read(tokens(4), 8), tokens(2), tokens(4)), "capacity must be at least 9"),
         (lambda r: Reader(decoder("dense"), chunk=24), "chunk must be a power of two, got 24"),
     ],
 )

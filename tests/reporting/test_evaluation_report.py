@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from subq_jax.evaluation.summary import comparisons, depth_table, effective_lengths, score_table
+from subq_jax.evaluation.summary import Arm, best_workarounds, comparisons, depth_table, effective_lengths, score_table
 from subq_jax.reporting.evaluation import render_evaluation, write_evaluation, write_evaluation_plots
 from subq_jax.reporting.plots import heat_map, length_name, scores_vs_length
 
@@ -25,7 +25,7 @@ def study(tasks=("niah", "vt"), lengths=(4096, 65536), haystacks=30):
 def report(rows, **more):
     table = score_table(rows, chance={"niah": 0.01})
     return render_evaluation(table, title="RULER-style <tasks>", lengths=effective_lengths(table),
-                             compared=comparisons(rows, against=("dense", None), margin=0.15),
+                             compared=comparisons(rows, against=Arm("dense"), margin=0.15),
                              depths=depth_table(rows, num_bins=5), **more)
 
 
@@ -47,6 +47,33 @@ def test_a_full_report_is_one_page():
     assert "12 comparisons were made" in page
     assert page.index("Mean over tasks") < page.index("Task: niah") < page.index("Task: vt")
     assert "<td>guessing</td><td>0.010</td>" in page
+
+
+def test_controls_stand_beside_their_model_with_their_price():
+    rows = [row | {"tokens_read": row["length"], "flops": 2e12, "seconds": 0.5, "control": None,
+                   "evidence_recall": 0.75 if row["mechanism"] == "selective" else None} for row in study()]
+    controls = [row | {"control": name, "score": row["score"] * share, "tokens_read": 1234, "evidence_recall": None}
+                for row in rows if row["mechanism"] == "selective"
+                for name, share in (("no context", 0.0), ("vote 1024", 0.5), ("vote 256", 0.5))]
+    controls += best_workarounds(controls)
+    table, arm = score_table(rows + controls), Arm("selective", 512)
+    page = render_evaluation(table, title="t", depths=depth_table(rows + controls, num_bins=5),
+                             compared=comparisons(rows, against=Arm("dense"), margin=0.1)
+                             + comparisons([row for row in rows + controls if row["mechanism"] == "selective"],
+                                           against=arm, margin=0.1))
+    # As without controls, and for the one model that has some a curve of them for the mean and for each task.
+    assert len(images(page)) == 12 + 3
+    cells = ["selective 512", "4096", "1.000", "4,096", "2e+12", "0.5", "0.750"]
+    assert "".join(f"<td>{cell}</td>" for cell in cells) in page
+    assert "<td>selective 512, vote 256</td><td>4096</td><td>0.500</td><td>1,234</td>" in page
+    order = [page.index(f"<td>selective 512{name}</td>") for name in (
+        "", ", best work-around", ", no context", ", vote 256", ", vote 1024")]
+    assert order == sorted(order)
+    assert "selective 512, no context: equivalent to selective 512 within 0.1 in 0 of 4" in page
+    assert "selective 512, best work-around: equivalent to" in page and "vote 256: equivalent to" not in page
+    assert "difference to selective 512" in page and "difference to dense" in page
+    assert "Prices are those of one question asked alone" in page and "Best work-around: the way" in page
+    assert "Evidence chosen:" in page and "Prices are" not in render_evaluation(score_table(study()), title="t")
 
 
 def test_one_task_and_nothing_else():

@@ -10,7 +10,7 @@ With `init_cache` and `decode=True` a call takes one or more further tokens. Lin
 `flax.nnx.bridge.to_linen(SelectiveAttention, ...)`.
 """
 
-from subq_jax.model.attention_modules.causal import CausalAttention
+from subq_jax.model.attention_modules.causal import CausalAttention, ChosenBlocks
 from subq_jax.model.attention_modules.chosen_blocks import (
     BlockMeanAttention,
     OracleTopkAttention,
@@ -26,6 +26,7 @@ from subq_jax.model.attention_modules.warm_up import DivergenceLoss
 __all__ = [
     "BlockMeanAttention",
     "CausalAttention",
+    "ChosenBlocks",
     "DenseAttention",
     "DivergenceLoss",
     "GlobalTokenAttention",

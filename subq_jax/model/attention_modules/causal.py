@@ -11,6 +11,10 @@ from subq_jax.model.rope import apply_rope
 from subq_jax.model.short_conv import ShortConvolution
 
 
+class ChosenBlocks(nnx.Intermediate):
+    """What the queries of a call chose, int32 [B, T, K, M], kept inside `nnx.capture` only."""
+
+
 class CausalAttention(nnx.MultiHeadAttention):
     """What the mechanisms share: projections, optional QK-norm and RoPE, a key/value cache.
 
@@ -128,6 +132,11 @@ class CausalAttention(nnx.MultiHeadAttention):
     def attend(self, q, kept: dict, place: dict):
         """Attention of q [B, T, N, H] over what is kept; `place` are the keyword arguments that say where q stands."""
         raise NotImplementedError
+
+    def keep_selection(self, out, selection):
+        """`out`, with the selection kept for whoever captures `ChosenBlocks`; else it costs nothing."""
+        self.sow(ChosenBlocks, "chosen", selection, capture_noop=True)
+        return out
 
     def init_cache(self, input_shape, dtype=jnp.float32):
         """Makes empty caches for sequences of `input_shape` = (..., length, D), as `nnx.MultiHeadAttention` does."""

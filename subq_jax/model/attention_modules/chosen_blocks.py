@@ -22,7 +22,8 @@ class ChoosingAttention(CausalAttention):
         self.selection = selection
 
     def attend(self, q, kept, place):
-        return self.choose_and_attend(q, kept["key"], kept["value"], self.selection, **place)
+        return self.keep_selection(*self.choose_and_attend(
+            q, kept["key"], kept["value"], self.selection, **place, return_selection=True))
 
 
 class BlockMeanAttention(ChoosingAttention):

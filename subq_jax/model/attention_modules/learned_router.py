@@ -41,4 +41,5 @@ class LearnedRouterAttention(CausalAttention):
             self.sow(DivergenceLoss, "divergence", loss)
         if phase != "sparse":
             return dense_attention(q, kept["key"], kept["value"], **place)
-        return learned_router_attention(q, kept["key"], kept["value"], index, self.selection, **place)
+        return self.keep_selection(*learned_router_attention(
+            q, kept["key"], kept["value"], index, self.selection, **place, return_selection=True))

@@ -88,8 +88,9 @@ class SelectiveAttention(CausalAttention):
         if phase == "dense" or (phase == "gated" and not self.gate):
             return dense_attention(q, kept["key"], kept["value"], **place)
         selection = covering(self.selection, kept["key"].shape[1]) if phase == "gated" else self.selection
-        return selective_attention(q, kept["key"], kept["value"], router_q, kept["router_key"], selection,
-                                   gate=self.gate, implementation=self.implementation, **place)
+        return self.keep_selection(*selective_attention(
+            q, kept["key"], kept["value"], router_q, kept["router_key"], selection, gate=self.gate,
+            implementation=self.implementation, **place, return_selection=True))
 
 
 def covering(selection: SelectionConfig, length: int) -> SelectionConfig:
