@@ -17,9 +17,8 @@ from subq_jax.checks import check_integer
 INT32_BYTES = 4
 PIECES = ("One piece.", " Another", ".\n", "And one.")  # to try tokenizers with
 
-TRAINING_KEYS = 8  # one in so many
-
 Span = tuple[int, int]  # first token, and the one after the last, of the context
+TRAINING_KEYS = 8  # one in so many
 
 
 class TextTokenizer(Protocol):

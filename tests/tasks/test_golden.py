@@ -1,4 +1,4 @@
-"""One small haystack of every task as text, read and answered by hand: golden/*.txt.
+"""One small haystack of every task but RULER's and code as text, read and answered by hand: golden/*.txt.
 
 To write them again after a change that is meant: `PYTHONPATH=. python tests/tasks/test_golden.py`.
 """

@@ -1,4 +1,7 @@
-"""RULER's tasks against its own templates, solvers that read nothing but the prompt, and goldens read by eye."""
+"""RULER's tasks against its own templates, solvers that read nothing but the prompt, and goldens read by eye.
+
+To write the goldens again after a change that is meant: `PYTHONPATH=. python tests/tasks/test_ruler.py`.
+"""
 
 import collections
 import re
@@ -68,6 +71,7 @@ ONE_MORE = {  # bytes of what was left out, at most
     "niah_single_1": 91, "niah_multikey_2": 100, "niah_multikey_3": 140, "vt": 91, "cwe": 40, "fwe": 60,
     "qa_1": 400, "qa_2": 400}
 LENGTHS = (2500, 8200, 20011)
+GOLDEN_LENGTHS = {"vt": 1900, "cwe": 2600, "fwe": 800, "qa_1": 1300, "qa_2": 1500, "niah_multiquery": 1000}
 
 
 class Words:
@@ -123,17 +127,20 @@ def solve(name, text):
     return [word for word, _ in collections.Counter(listed).most_common(3)], listed
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_goldens(name):
-    """Short prompts, each checked by eye against RULER's definition."""
-    length = {"vt": 1900, "cwe": 2600, "fwe": 800, "qa_1": 1300, "qa_2": 1500, "niah_multiquery": 1000}.get(name, 900)
-    built = make(name, length, num_questions=2)
+def as_text(name):
+    """A short prompt, its references, and the texts of its evidence."""
+    built = make(name, GOLDEN_LENGTHS.get(name, 900), num_questions=2)
     lines = [built.context]
     for question in built.questions:
         lines += [f"[question]{question.text}", f"[answer prefix]{question.answer_prefix}",
                   f"[outputs]{', '.join(question.outputs)}", f"[wrong]{', '.join(question.wrong)}",
                   *(f"[evidence]{BYTES.decode(built.tokens[start:end])}" for start, end in question.evidence)]
-    assert "\n".join(lines) == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_goldens(name):
+    assert as_text(name) == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -385,3 +392,8 @@ def test_registered_with_rulers_numbers():
         assert name not in SYNTHETIC or "RULER-style" not in task.source
     assert len(set(ADJECTIVES)) == len(ADJECTIVES) and len(set(NOUNS)) == len(NOUNS)
     assert isinstance(make("fwe"), haystack.Haystack)
+
+
+if __name__ == "__main__":
+    for task in TASKS:
+        (GOLDEN / f"{task}.txt").write_text(as_text(task), encoding="utf-8")
