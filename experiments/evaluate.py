@@ -61,12 +61,9 @@ class Model:
 
 def load_corpus(folder: str, suffix: str) -> tuple[str, ...]:
     """The documents of a folder, none for ""."""
-    from subq_jax.source_folder import scan
+    from subq_jax.source_folder import read_texts
 
-    if not folder:
-        return ()
-    paths = [Path(folder) / document.path for document in scan(folder, suffix).documents]
-    return tuple(path.read_text(encoding="utf-8", errors="replace") for path in paths)
+    return read_texts(folder, suffix) if folder else ()
 
 
 def asked(tasks: list[Task], lengths: list[int]) -> Iterator[tuple[Task, int, int]]:

@@ -145,6 +145,12 @@ def read_document(source: Path, document: Document) -> str:
     return content.decode("utf-8")
 
 
+def read_texts(source: str, suffix: str = "") -> tuple[str, ...]:
+    """The texts of the documents that `scan` lists, in its order and with its errors; lines end in a line feed."""
+    found = scan(source, suffix)
+    return tuple((found.source / document.path).read_text(encoding="utf-8") for document in found.documents)
+
+
 def _package(path: str) -> str:
     return path.split("/", 1)[0]
 
