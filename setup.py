@@ -5,6 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 JAX = "jax>=0.11.2,<0.13"
+# transformers brings the tokenizers that its RULER tasks measure prompts with; PyTorch is not needed.
+HARNESS = ["lm_eval[ruler]>=0.4.13", "transformers>=5"]
 EVALUATE = ["bm25s>=0.3.16"]  # retrieval, for the work-arounds that long context is compared with
 
 setup(
@@ -37,6 +39,7 @@ setup(
         "gpu": ["jax[cuda13]>=0.11.2,<0.13"],
         "tpu": ["jax[tpu]>=0.11.2,<0.13"],
         "evaluate": EVALUATE,
+        "harness": HARNESS,
         "dev": [*EVALUATE, "pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.17"],
     },
 )

@@ -20,17 +20,8 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     Raises:
       OSError: when the folder cannot be written; the old file stays.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # a name of its own for each writer
-    try:
-        with partial.open("x", encoding="utf-8") as file:
-            file.write(text)
-            sync(file)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with _replaced(path) as file:
+        file.write(text)
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -48,12 +39,14 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def write_rows(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -> None:
-    """Replaces all rows of a file, as `write_text` does.
+    """Replaces all rows of a file, as `write_text` does, holding one row at a time.
 
     Raises:
-      TypeError: when a row does not fit into JSON; the old file stays.
+      TypeError: when a row does not fit into JSON; the old file stays, as with any error that making a row raises.
     """
-    write_text(path, "".join(_line(row) for row in rows))
+    with _replaced(path) as file:
+        for row in rows:
+            file.write(_line(row))
 
 
 def append_row(file: TextIO, row: dict[str, Any]) -> None:
@@ -85,6 +78,22 @@ def exclusive(folder: Path, *, wait: bool = True) -> Iterator[None]:
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
+
+
+@contextlib.contextmanager
+def _replaced(path: str | os.PathLike) -> Iterator[TextIO]:
+    """A file to write in place of the one at `path`, which it replaces when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # a name of its own for each writer
+    try:
+        with partial.open("x", encoding="utf-8") as file:
+            yield file
+            sync(file)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -22,6 +22,8 @@ def test_files_are_replaced_whole(tmp_path):
         write_rows(path, [{"bad": object()}])
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "half of it \udcff")
+    with pytest.raises(ZeroDivisionError):
+        write_rows(path, ({"step": 1 / (2 - step)} for step in range(4)))
     assert read_rows(path) == ROWS
     assert [file.name for file in path.parent.iterdir()] == ["rows.jsonl"]
 

@@ -55,6 +55,13 @@ class ByteTokenizer(_Specials):
         """The text of `tokens` without special tokens; bytes that are not UTF-8 become replacement characters."""
         return bytes(self._ordinary(tokens)).decode("utf-8", errors="replace")
 
+    def hugging_face(self):
+        """A new `tokenizers.Tokenizer` with the same ordinary tokens."""
+        from tokenizers import models
+
+        characters = dict(zip(_byte_characters(), range(256), strict=True))
+        return _byte_level(models.BPE(characters, []))
+
 
 class BpeTokenizer(_Specials):
     """Byte-level byte-pair encoding (Sennrich et al., 2016, arXiv:1508.07909), read from the file `train_bpe` wrote."""
@@ -79,6 +86,10 @@ class BpeTokenizer(_Specials):
         """The text of `tokens` without special tokens; bytes that are not UTF-8 become replacement characters."""
         return self._bpe.decode(self._ordinary(tokens))
 
+    def hugging_face(self):
+        """A new `tokenizers.Tokenizer` with the same ordinary tokens."""
+        return type(self._bpe).from_str(self._bpe.to_str())
+
 
 def train_bpe(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     """Trains a BPE of at most `vocab_size` tokens, special ones included, and writes it to `path` in one step.
@@ -88,14 +99,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     Raises:
       ValueError: when `vocab_size` cannot hold every byte.
     """
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from tokenizers import models, pre_tokenizers, trainers
 
     if vocab_size < SMALLEST_BPE:
         raise ValueError(f"data.bpe_vocab_size must be at least {SMALLEST_BPE}, got {vocab_size}")
-    bpe = tokenizers.Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
+    bpe = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - NUM_SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -103,3 +111,21 @@ def train_bpe(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     )
     bpe.train_from_iterator(texts, trainer)
     write_text(path, bpe.to_str(pretty=True))
+
+
+def _byte_level(model):
+    """A `tokenizers.Tokenizer` of the model that sees each byte of a text as one character."""
+    import tokenizers
+    from tokenizers import decoders, pre_tokenizers
+
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _byte_characters() -> list[str]:
+    """The character for each byte: itself in Latin-1 where that is visible, else one from 256 on, in order."""
+    visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in visible else next(others)) for byte in range(256)]

@@ -73,7 +73,8 @@ class Reader:
         check_integer("num_tokens", num_tokens)
         self._check_room(read, len(prompt) + num_tokens)
         if len(prompt):
-            read, _ = self._extend(read, prompt, keep=True)
+            # With any `following`: the programs that `log_probabilities` has compiled serve here too.
+            read = self._extend(read, prompt, keep=True, following=prompt)[0]
         said = _continue(self._graph, num_tokens, read.cache, self._weights, read.next_logits,
                          jnp.int32(-1 if end is None else end))
         tokens, log_probs, count = (np.asarray(x) for x in said)
@@ -94,7 +95,7 @@ class Reader:
         if not len(prompt) or not len(said):
             raise ValueError(f"prompt and said must hold a token each, got {len(prompt)} and {len(said)}")
         if len(prompt) > 1:
-            read, _ = self._extend(read, prompt[:-1], keep=True)
+            read = self._extend(read, prompt[:-1], keep=True, following=prompt[1:])[0]
         parts, cache = [], read.cache
         queries = self._checked(read, np.concatenate([prompt[-1:], said[:-1]]))
         for start, size in pieces(len(queries), self._chunk):
@@ -110,24 +111,47 @@ class Reader:
         Raises:
           ValueError: for an empty answer, or where the caches have no room for it.
         """
+        return self.log_probabilities(read, prompt, answer)[1]
+
+    def log_probabilities(self, read: Read, prompt: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How likely answer [A] is after the context and prompt [T], in one pass; `read` stays as it is.
+
+        Returns:
+          the natural logarithm of the probability of each of its tokens, given those before it, float32 [A]; and
+          `agreement`, bool [A].
+
+        Raises:
+          ValueError: for an empty answer, ids beyond the vocabulary, or where the caches have no room for it.
+        """
         if not len(answer):
             raise ValueError("answer must hold a token")
-        tokens = np.concatenate([prompt, answer[:-1]]).astype(np.int32)
-        first = np.asarray(read.next_logits.argmax())[None]
-        later = self._extend(read, tokens, keep=True)[1] if len(tokens) else np.zeros(0, np.int32)
-        return np.concatenate([first, later])[len(prompt):] == answer
+        tokens = self._checked(read, np.concatenate([prompt, answer]).astype(np.int32))
+        best, likely = (np.asarray(x) for x in _compare(read.next_logits[None], tokens[:1]))
+        if len(tokens) > 1:
+            _, later_best, later_likely = self._extend(read, tokens[:-1], keep=True, following=tokens[1:])
+            best, likely = np.concatenate([best, later_best]), np.concatenate([likely, later_likely])
+        return likely[len(prompt):], best[len(prompt):] == answer
 
-    def _extend(self, read: Read, tokens: np.ndarray, *, keep: bool) -> tuple[Read, np.ndarray]:
-        """`read` and the tokens after it, and the argmax after each; with `keep` the caches of `read` stay usable."""
+    def _extend(self, read: Read, tokens: np.ndarray, *, keep: bool,
+                following: np.ndarray | None = None) -> tuple[Read, np.ndarray | None, np.ndarray | None]:
+        """`read` and the tokens [T] after it; with `keep` the caches of `read` stay usable.
+
+        With `following` [T], the tokens that are to come after each, also what is most likely there, and how likely
+        the following one is: int32 [T] and float32 [T].
+        """
         tokens = self._checked(read, tokens)
-        cache, logits, best = read.cache, read.next_logits, []
+        cache, logits, best, likely = read.cache, read.next_logits, [], []
         for start, size in pieces(len(tokens), self._chunk):
             step = _extend_copied if keep else _extend_in_place
             piece = jnp.asarray(tokens[None, start : start + size])
-            cache, logits, found = step(self._graph, cache, self._weights, piece)
-            best.append(found)
+            wanted = None if following is None else jnp.asarray(following[start : start + size], jnp.int32)
+            cache, logits, found = step(self._graph, cache, self._weights, piece, wanted)
+            if found is not None:
+                best.append(found[0])
+                likely.append(found[1])
             keep = False  # from here on the caches are this call's own
-        return Read(cache, logits, read.length + len(tokens), read.capacity), np.concatenate(best)
+        read = Read(cache, logits, read.length + len(tokens), read.capacity)
+        return (read, None, None) if following is None else (read, np.concatenate(best), np.concatenate(likely))
 
     def _checked(self, read: Read, tokens: np.ndarray) -> np.ndarray:
         """The tokens as int32 [T], if the model knows them and the caches of `read` have room."""
@@ -155,10 +179,19 @@ def pieces(length: int, chunk: int) -> list[tuple[int, int]]:
     return found
 
 
-def _extend_step(graph, cache, weights, tokens):
+def _extend_step(graph, cache, weights, tokens, following=None):
     model = nnx.merge(graph, cache, weights)
     logits = model(tokens, decode=True)[0]
-    return nnx.state(model, nnx.Cache), logits[-1], logits.argmax(axis=-1).astype(jnp.int32)
+    found = None if following is None else _compare(logits, following)
+    return nnx.state(model, nnx.Cache), logits[-1], found
+
+
+@jax.jit
+def _compare(logits, tokens):
+    """The argmax int32 [T] of logits [T, V], and the log-probability float32 [T] of tokens [T]."""
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0].astype(jnp.float32)
+    return (logits.argmax(axis=-1).astype(jnp.int32),
+            chosen - jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1))
 
 
 _extend_in_place = jax.jit(_extend_step, static_argnums=0, donate_argnums=1)

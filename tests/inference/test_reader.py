@@ -75,6 +75,24 @@ def test_what_was_chosen_is_what_the_full_forward_chooses(mechanism):
         np.testing.assert_array_equal(ours, full[:, -7:])
 
 
+@pytest.mark.parametrize("mechanism", ["dense", pytest.param("selective", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("prompt_length", [0, 4])
+def test_log_probabilities_are_those_of_the_full_forward(mechanism, prompt_length):
+    model, prompt, answer = decoder(mechanism), tokens(prompt_length, 1), tokens(9, 2)
+    reader = Reader(model, chunk=8)
+    read = reader.read(tokens(CONTEXT), CAPACITY)
+    logits = forward(model, jnp.asarray(np.concatenate([tokens(CONTEXT), prompt, answer]))[None])[0]
+    before = np.asarray(logits, np.float64)[CONTEXT + prompt_length - 1 : -1]
+    expected = np.log(np.exp(before)[np.arange(9), answer] / np.exp(before).sum(axis=-1))
+    for _ in range(2):  # the first time leaves no trace
+        found, agrees = reader.log_probabilities(read, prompt, answer)
+        assert found.dtype == np.float32 and found.shape == (9,) and found.max() < 0
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+        np.testing.assert_array_equal(agrees, before.argmax(axis=-1) == answer)
+    one, _ = reader.log_probabilities(read, prompt, answer[:1])
+    np.testing.assert_allclose(one, expected[:1], atol=2e-5)
+
+
 def test_pieces_are_few_shapes_and_cover_everything():
     for length in (1, 2, 37, 64, 1000):
         found = pieces(length, 16)
@@ -95,6 +113,9 @@ def test_pieces_are_few_shapes_and_cover_everything():
         (lambda r: r.agreement(r.read(tokens(4), 8), tokens(2), tokens(0)), "answer must hold a token"),
         (lambda r: r.chosen(r.read(tokens(4), 8), tokens(0), tokens(2)), "prompt and said must hold a token each"),
         (lambda r: r.chosen(r.read(tokens(4), 8), tokens(2), tokens(4)), "capacity must be at least 9"),
+        (lambda r: r.log_probabilities(r.read(tokens(4), 8), tokens(2), np.array([SHAPE["vocab_size"]])),
+         "tokens must be ids in"),
+        (lambda r: r.log_probabilities(r.read(tokens(4), 8), tokens(2), tokens(4)), "capacity must be at least 9"),
         (lambda r: Reader(decoder("dense"), chunk=24), "chunk must be a power of two, got 24"),
     ],
 )
