@@ -125,7 +125,7 @@ class Reader:
         """
         if not len(answer):
             raise ValueError("answer must hold a token")
-        tokens = self._checked(read, np.concatenate([prompt, answer]).astype(np.int32))
+        tokens = self._known(np.concatenate([prompt, answer]).astype(np.int32))
         best, likely = (np.asarray(x) for x in _compare(read.next_logits[None], tokens[:1]))
         if len(tokens) > 1:
             _, later_best, later_likely = self._extend(read, tokens[:-1], keep=True, following=tokens[1:])
@@ -155,12 +155,17 @@ class Reader:
 
     def _checked(self, read: Read, tokens: np.ndarray) -> np.ndarray:
         """The tokens as int32 [T], if the model knows them and the caches of `read` have room."""
+        tokens = self._known(tokens)
+        self._check_room(read, len(tokens))
+        return tokens
+
+    def _known(self, tokens: np.ndarray) -> np.ndarray:
+        """The tokens as int32 [T], if the model knows them."""
         tokens = np.asarray(tokens)
         if tokens.ndim != 1 or not len(tokens) or not np.issubdtype(tokens.dtype, np.integer):
             raise ValueError(f"tokens must be a non-empty int array [T], got {tokens.dtype}{list(tokens.shape)}")
         if (unknown := tokens[(tokens < 0) | (tokens >= self._model.config.vocab_size)]).size:
             raise ValueError(f"tokens must be ids in [0, vocab_size={self._model.config.vocab_size}), got {unknown[0]}")
-        self._check_room(read, len(tokens))
         return tokens.astype(np.int32)
 
     def _check_room(self, read: Read, num_tokens: int) -> None:

@@ -9,7 +9,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from subq_jax.data.hugging_face import HuggingFaceTokenizer, write_folder
 from subq_jax.data.tokenizers import BpeTokenizer, ByteTokenizer, train_bpe
-from subq_jax.evaluation.answering import answer_questions
+from subq_jax.evaluation.answering import AnsweringModel, answer_questions
+from subq_jax.inference.reader import Read, Said
+from subq_jax.model.config import DecoderConfig
 from subq_jax.tasks import Request, find_task
 
 TEXT = ["The grass is green. The sky is blue.\nHere we go again, 0123456789.", "def f(x):\n    return {x: 'größe'}"] * 9
@@ -194,18 +196,20 @@ def test_answers_are_read_up_to_its_end_token(kind):
     tokenizer, _, _ = kind
 
     class Model:
-        """Says all the references, the end, and more."""
+        """Says all the references and the end."""
 
         def read(self, context, capacity):
             assert context[0] == tokenizer.bos_id and len(context) < capacity == 2001
-            return tokenizer.decode(context[1:])
+            return Read(tokenizer.decode(context[1:]), None, len(context), capacity)
 
-        def greedy(self, read, prompt, num_tokens):
-            assert read + tokenizer.decode(prompt) == haystack.context + question.text + question.answer_prefix
-            return [*tokenizer.encode(" ".join(question.outputs)), tokenizer.eos_id, *tokenizer.encode(" more")]
+        def greedy(self, read, prompt, num_tokens, end):
+            assert read.cache + tokenizer.decode(prompt) == haystack.context + question.text + question.answer_prefix
+            said = np.array([*tokenizer.encode(" ".join(question.outputs)), end])
+            return Said(said, np.zeros(len(said)))
 
     task = find_task("niah_multikey_2")
     haystack = task.build(Request(2000, tokenizer))
     (question,) = haystack.questions
-    (row,) = answer_questions(Model(), tokenizer, task, haystack)
+    config = DecoderConfig(vocab_size=tokenizer.vocab_size, mechanism="dense")
+    (row,) = answer_questions(AnsweringModel(Model(), tokenizer, config), task, haystack)
     assert (row["answer"], row["score"]) == (question.outputs[0], 1.0)
