@@ -1,6 +1,11 @@
-"""Questions about generated text: keys and their values, learned in minutes on a CPU, asked by experiments.evaluate.
+"""Questions about generated text, learned on a laptop: one needle in noise (RULER's niah_single_1), asked afterwards.
 
-    python -m experiments.train --config=configs/questions.py --workdir=runs/questions
+    python -m experiments.train --config=configs/questions.py --workdir=runs/selective
+    python -m experiments.evaluate --runs=runs/selective --tasks=niah_single_1,niah_multikey_2 --lengths=512,2048 \
+        --workdir=runs/questions_evaluation
+
+Trained on 256 tokens of a small vocabulary of the task's own. Cost: not yet measured on an idle machine. Expected:
+9 of 10 held-out questions right after 300 steps (one run).
 """
 
 from ml_collections import ConfigDict
@@ -12,25 +17,29 @@ def get_config(arg: str = "") -> ConfigDict:
     """The full run, or with `arg="smoke"` one of seconds that only shows that everything fits together."""
     config = small_run(arg)
     config.data.task = "questions"
-    config.data.question_tasks = ("phonebook",)
-    config.data.num_questions = 8
-    config.data.text_share = 0.0
+    config.data.question_tasks = ("niah_single_1",)
+    config.data.num_questions = 4  # at most, where a context has as many to ask
     config.data.context_weight = 0.1
-    config.data.seq_len = 512
+    config.data.text_share = 0.0
+    config.data.seq_len = 256
     config.data.batch_size = 16
-    config.data.curriculum = ((0, 256), (300, 512))
     config.data.tokenizer = "bpe"
-    config.data.bpe_vocab_size = 1024
-    config.data.source = ""
-    config.data.data_dir = ""
+    config.data.bpe_vocab_size = 512
+    config.data.source = ""  # of text, where its share is above 0: the standard library of the running interpreter
+    config.data.data_dir = ""  # the user's cache folder
 
-    config.model.budget = 128
-    config.model.width = 128
-    config.model.mlp_width = 256
     config.model.local_window = 16
     config.model.key_conv_width = 4
-    config.training.steps = 800
-    config.training.dense_steps = 300
+    config.model.router_training = "both"
+
+    config.optimizer.learning_rate = 4e-3
+
+    config.training.steps = 600
+    config.training.dense_steps = 250
+    config.training.ungated_steps = 150
+    config.training.eval_every = 100
+
     if arg == "smoke":
         make_smoke(config)
+        config.training.ungated_steps = 2
     return config
