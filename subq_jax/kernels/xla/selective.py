@@ -94,7 +94,7 @@ class _Rows(NamedTuple):
 
 
 def _rows(config, q, kv_heads: int, chosen, scores, place: QueryPlace) -> _Rows:
-    sinks = _sink_ids(place, config)
+    sinks = sink_ids(place, config)
     ids = jnp.concatenate([repeat_heads(sinks, kv_heads), fold(chosen)], axis=-1)
     bias = jnp.concatenate([jnp.zeros((*ids.shape[:2], config.sink_blocks)), fold(scores)], axis=-1)
     lower = jnp.maximum(place.first_block, place.block - config.local_blocks + 1) * config.block_size
@@ -112,7 +112,7 @@ def _keys(config, x, present):
     return fold_keys(x), fold(split_blocks(x, config.block_size))
 
 
-def _sink_ids(place: QueryPlace, config: SelectionConfig):
+def sink_ids(place: QueryPlace, config: SelectionConfig):
     """Sink blocks that are not local too: int32 [B, T, sink_blocks], -1 for none."""
     sinks = place.first_block[..., None] + jnp.arange(config.sink_blocks, dtype=jnp.int32)[None, None]
     apart = (sinks <= place.block[..., None] - config.local_blocks) & place.exists[..., None]
@@ -136,7 +136,7 @@ def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, 
     return out, (q, k, v, router_q, summaries, chosen, scores, place, present, out, lse)
 
 
-def _attend_backward(config, gate, residuals, d_out):
+def attend_backward(config, gate, residuals, d_out):
     q, k, v, router_q, summaries, chosen, scores, place, present, out, lse = residuals
     (batch, length, kv_heads, _), sinks = k.shape, config.sink_blocks
     rows = _rows(config, q, kv_heads, chosen, scores, place)
@@ -176,4 +176,4 @@ def _weighted_summaries(weights, summaries, chosen):
     return map_query_chunks(chunk, (weights.swapaxes(1, 2), chosen.swapaxes(1, 2)), rows)
 
 
-_attend.defvjp(_attend_forward, _attend_backward)
+_attend.defvjp(_attend_forward, attend_backward)

@@ -1,0 +1,27 @@
+"""The TPU's kernels on a CPU: copies and semaphores simulated, data races found, unwritten memory full of NaN."""
+
+import contextlib
+from unittest import mock
+
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental.pallas import tpu as pltpu
+
+from subq_jax.kernels.tpu import selective
+from subq_jax.kernels.tpu.attend import AttendSizes
+from subq_jax.kernels.tpu.choose import ChoiceSizes
+
+# Small enough that a problem of a hundred tokens has several of each.
+SMALL = {"CHOICE_SIZES": ChoiceSizes(queries=32, blocks=8, span=16),
+         "ATTEND_SIZES": AttendSizes(rows=16, keys=8, depth=3)}
+
+
+@contextlib.contextmanager
+def interpreted_kernels(**sizes):
+    """`implementation="tpu"` runs interpreted inside, at any size and in small tiles; a data race is an error."""
+    kernels = mock.patch.multiple(selective, unsupported=lambda *_: None, **(SMALL | sizes))
+    interpreter = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+    interpret_pallas_call.races = None
+    with kernels, pltpu.force_tpu_interpret_mode(interpreter):
+        yield
+    assert interpret_pallas_call.races is not None, "no kernel ran"
+    assert not interpret_pallas_call.races.races_found
