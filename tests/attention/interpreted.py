@@ -7,8 +7,8 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 from subq_jax.kernels.tpu import selective
-from subq_jax.kernels.tpu.attend import AttendSizes
 from subq_jax.kernels.tpu.choose import ChoiceSizes
+from subq_jax.kernels.tpu.tile import AttendSizes
 
 # Small enough that a problem of a hundred tokens has several of each.
 SMALL = {"CHOICE_SIZES": ChoiceSizes(queries=32, blocks=8, span=16),

@@ -2,10 +2,10 @@
 
 import jax.numpy as jnp
 
+from subq_jax.kernels.tpu.tile import LANES
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 
-LANES = 128
 MAX_SLOTS = 256  # blocks that a query sees: their ids are compared with every block of its tile
 
 

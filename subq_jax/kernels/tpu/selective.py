@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from subq_jax.axes import Outputs, Selection
-from subq_jax.kernels.tpu.attend import AttendSizes, Lanes, attend_forward
+from subq_jax.kernels.tpu.attend import attend_forward
 from subq_jax.kernels.tpu.choose import ChoiceSizes, best_blocks
-from subq_jax.kernels.tpu.limits import LANES, unsupported
+from subq_jax.kernels.tpu.limits import unsupported
 from subq_jax.kernels.tpu.lists import tile_lists
-from subq_jax.kernels.xla.layout import fold, fold_queries, repeat_heads, unfold_queries
+from subq_jax.kernels.tpu.tile import AttendSizes, Slots
+from subq_jax.kernels.xla.layout import fold, fold_keys, fold_queries, repeat_heads, unfold_queries
 from subq_jax.kernels.xla.selective import attend_backward, choose, sink_ids, xla_selective_attention
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
@@ -63,26 +64,36 @@ def _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place, p
 
 
 def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
-    rows, lanes = fold_queries(q, k.shape[2]), query_lanes(config, chosen, scores, place)
-    blocks = key_value_blocks(k, v, present, config.block_size)
-    tokens, step = ATTEND_SIZES.tokens(rows.shape[2]), ATTEND_SIZES.step(config.block_size)
-    lists = tile_lists(lanes.ids[..., : q.shape[1]], tokens, step)
-    out, lse = attend_forward(rows, blocks, lanes, lists, ATTEND_SIZES)
-    out = unfold_queries(out, q.shape[0])
+    (batch, queries), kv_heads, size = q.shape[:2], k.shape[2], config.block_size
+    tokens = ATTEND_SIZES.tokens(q.shape[2] // kv_heads)
+    slots, seen, ids = what_is_seen(config, router_q, chosen, scores, place, tokens)
+    lists = tile_lists(ids, tokens, ATTEND_SIZES.step(size))
+    rows = whole_tiles(fold_queries(q, kv_heads), tokens)
+    blocks = key_value_blocks(k, v, present, size)
+    out, lse = attend_forward(rows, blocks, seen, lists, place.position[:, 0], slots, ATTEND_SIZES)
+    out = unfold_queries(out[:, :queries], batch)
+    lse = lse.reshape(*rows.shape[:3])[:, :queries]
     return out, (q, k, v, router_q, summaries, chosen, scores, place, present, out, lse)
 
 
 _attend.defvjp(_attend_forward, attend_backward)
 
 
-def query_lanes(config: SelectionConfig, chosen, scores, place: QueryPlace) -> Lanes:
-    """The blocks that queries see, sink and local ones first, and the gates of chosen [B, K, T, M]."""
-    heads, selected = chosen.shape[1], config.num_blocks
+def whole_tiles(x, tokens: int, fill=0):
+    """Pads [X, T, ...] to whole tiles: [X, P, ...]."""
+    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % tokens)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
+
+
+def what_is_seen(config: SelectionConfig, router_q, chosen, scores, place: QueryPlace, tokens: int):
+    """The lines of `tile.py` and the ids in them: `Slots`, float32 [X, P, L], int32 [X, P, J]."""
+    heads = chosen.shape[1]
     always = jnp.concatenate([sink_ids(place, config), local_ids(place, config)], axis=-1)
-    ids = jnp.concatenate([repeat_heads(always, heads), fold(chosen)], axis=-1)
-    gates = jnp.pad(fold(scores), ((0, 0), (0, 0), (ids.shape[-1] - selected, 0)))
-    lanes = lambda x, fill: jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % LANES)), constant_values=fill)
-    return Lanes(lanes(ids.swapaxes(1, 2), -1), lanes(gates.swapaxes(1, 2), 0), lanes(place.position[:, None], -1))
+    ids = whole_tiles(jnp.concatenate([repeat_heads(always, heads), fold(chosen)], axis=-1), tokens, fill=-1)
+    gates = jnp.pad(fold(scores), ((0, 0), (0, 0), (always.shape[-1], 0)))
+    slots = Slots(ids.shape[-1], always.shape[-1], router_q.shape[-1])
+    rest = whole_tiles(jnp.concatenate([gates, fold_keys(router_q).astype(jnp.float32)], axis=-1), tokens)
+    seen = jnp.concatenate([ids.astype(jnp.float32), rest], axis=-1)
+    return slots, jnp.pad(seen, ((0, 0), (0, 0), (0, slots.lanes - seen.shape[-1]))), ids
 
 
 def local_ids(place: QueryPlace, config: SelectionConfig):
