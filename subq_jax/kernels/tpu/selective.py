@@ -1,27 +1,32 @@
 """Selective attention on the TPU: choose, list the blocks of every tile, attend.
 
-Prefill and training run the kernels of `choose.py` and `attend.py`. Plain XLA does what it does as well: pooling the
+Prefill and training run the kernels of this folder. Plain XLA does what it does as well: pooling the
 summaries (one pass over the router's keys), the search of a tree, sorting ids, and the few queries of a decoding step,
-which gather what they see. So far it also takes the gradients, given the same selection.
+which gather what they see. The backward pass recomputes every tile from the saved selection, output and log-sum-exp:
+queries and gates along the tiles' lists, keys, values and summaries along the lists' inverse.
 """
 
 import functools
 import warnings
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from subq_jax.axes import Outputs, Selection
 from subq_jax.kernels.tpu.attend import attend_forward
+from subq_jax.kernels.tpu.backward_keys import backward_keys
+from subq_jax.kernels.tpu.backward_queries import backward_queries
 from subq_jax.kernels.tpu.choose import ChoiceSizes, best_blocks
 from subq_jax.kernels.tpu.limits import unsupported
-from subq_jax.kernels.tpu.lists import tile_lists
+from subq_jax.kernels.tpu.lists import tile_lists, tiles_of_blocks
 from subq_jax.kernels.tpu.tile import AttendSizes, Slots
-from subq_jax.kernels.xla.layout import fold, fold_keys, fold_queries, repeat_heads, unfold_queries
-from subq_jax.kernels.xla.selective import attend_backward, choose, sink_ids, xla_selective_attention
+from subq_jax.kernels.xla.layout import fold, fold_keys, fold_queries, repeat_heads, unfold_keys, unfold_queries
+from subq_jax.kernels.xla.selective import choose, sink_ids, weighted_summaries, xla_selective_attention
+from subq_jax.kernels.xla.tile import row_delta
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
-from subq_jax.selection.summaries import split_blocks
+from subq_jax.selection.summaries import score_scale, split_blocks
 from subq_jax.selection.visibility import QueryPlace, clear_absent_keys
 
 CHOICE_SIZES, ATTEND_SIZES = ChoiceSizes(), AttendSizes()
@@ -64,19 +69,58 @@ def _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place, p
 
 
 def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
-    (batch, queries), kv_heads, size = q.shape[:2], k.shape[2], config.block_size
-    tokens = ATTEND_SIZES.tokens(q.shape[2] // kv_heads)
-    slots, seen, ids = what_is_seen(config, router_q, chosen, scores, place, tokens)
-    lists = tile_lists(ids, tokens, ATTEND_SIZES.step(size))
-    rows = whole_tiles(fold_queries(q, kv_heads), tokens)
-    blocks = key_value_blocks(k, v, present, size)
-    out, lse = attend_forward(rows, blocks, seen, lists, place.position[:, 0], slots, ATTEND_SIZES)
-    out = unfold_queries(out[:, :queries], batch)
-    lse = lse.reshape(*rows.shape[:3])[:, :queries]
+    tiles = _lay_out(config, gate, q, k, v, router_q, chosen, scores, place, present)
+    out, lse = attend_forward(*tiles, ATTEND_SIZES)
+    out = unfold_queries(out[:, : q.shape[1]], q.shape[0])
     return out, (q, k, v, router_q, summaries, chosen, scores, place, present, out, lse)
 
 
-_attend.defvjp(_attend_forward, attend_backward)
+def _attend_backward(config, gate, residuals, d_out):
+    q, k, v, router_q, summaries, chosen, scores, place, present, out, lse = residuals
+    (batch, queries), (length, kv_heads) = q.shape[:2], k.shape[1:3]
+    tiles = _lay_out(config, gate, q, k, v, router_q, chosen, scores, place, present)
+    tokens = ATTEND_SIZES.tokens(q.shape[2] // kv_heads)
+    d_out, out = (whole_tiles(fold_queries(x, kv_heads), tokens) for x in (d_out, out))
+    stats = jnp.concatenate([lse, row_delta(d_out, out).reshape(lse.shape)], axis=2)
+
+    dq, d_gates = backward_queries(tiles.q, d_out, stats, *tiles[1:], ATTEND_SIZES)
+    runs, names = tiles_of_blocks(tiles.lists, tiles.blocks.shape[1])
+    d_blocks, d_side = backward_keys(
+        tiles.q, d_out, stats, tiles.blocks, tiles.seen, runs, names, tiles.offset, tiles.slots, ATTEND_SIZES)
+
+    dq = unfold_queries(dq[:, :queries], batch)
+    join = lambda x: unfold_keys(x.reshape(x.shape[0], -1, x.shape[-1])[:, :length], batch)
+    dk, dv = join(d_blocks[:, :, 0]), join(d_blocks[:, :, 1])
+    d_router_q, d_summaries = jnp.zeros_like(router_q), jnp.zeros_like(summaries)
+    if gate:
+        scale = score_scale(router_q.shape[-1])
+        d_scores = d_gates[:, :queries, tiles.slots.always :].reshape(chosen.shape) * scale
+        d_router_q = weighted_summaries(d_scores, summaries, chosen).astype(router_q.dtype)
+        d_summaries = (d_side.reshape(summaries.shape) * scale).astype(summaries.dtype)
+    return dq, dk, dv, d_router_q, d_summaries, None, None, None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+class _Tiles(NamedTuple):
+    """The arguments of `attend_forward` but the last."""
+
+    q: jax.Array
+    blocks: jax.Array
+    seen: jax.Array
+    lists: jax.Array
+    offset: jax.Array
+    slots: Slots
+
+
+def _lay_out(config, gate, q, k, v, router_q, chosen, scores, place, present) -> _Tiles:
+    kv_heads, size = k.shape[2], config.block_size
+    tokens = ATTEND_SIZES.tokens(q.shape[2] // kv_heads)
+    slots, seen, ids = what_is_seen(config, router_q if gate else router_q[..., :0], chosen, scores, place, tokens)
+    lists = tile_lists(ids, tokens, ATTEND_SIZES.step(size))
+    rows, blocks = whole_tiles(fold_queries(q, kv_heads), tokens), key_value_blocks(k, v, present, size)
+    return _Tiles(rows, blocks, seen, lists, place.position[:, 0], slots)
 
 
 def whole_tiles(x, tokens: int, fill=0):

@@ -41,7 +41,7 @@ class AttendSizes(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """Where things stand in a token's line of `seen`: J blocks, of which the first `always` are not selected, then R."""
+    """Where things stand in a line of `seen`: J blocks, of which the first `always` are not selected, then R."""
 
     count: int
     always: int

@@ -136,7 +136,7 @@ def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, 
     return out, (q, k, v, router_q, summaries, chosen, scores, place, present, out, lse)
 
 
-def attend_backward(config, gate, residuals, d_out):
+def _attend_backward(config, gate, residuals, d_out):
     q, k, v, router_q, summaries, chosen, scores, place, present, out, lse = residuals
     (batch, length, kv_heads, _), sinks = k.shape, config.sink_blocks
     rows = _rows(config, q, kv_heads, chosen, scores, place)
@@ -157,12 +157,12 @@ def attend_backward(config, gate, residuals, d_out):
     d_router_q, d_summaries = jnp.zeros_like(router_q), jnp.zeros_like(summaries)
     if gate:
         d_scores = d_bias[..., sinks:].reshape(chosen.shape) * score_scale(router_q.shape[-1])
-        d_router_q = _weighted_summaries(d_scores, summaries, chosen).astype(router_q.dtype)
+        d_router_q = weighted_summaries(d_scores, summaries, chosen).astype(router_q.dtype)
         d_summaries = (d_side.reshape(summaries.shape) * score_scale(router_q.shape[-1])).astype(summaries.dtype)
     return dq, dk, dv, d_router_q, d_summaries, None, None, None, None
 
 
-def _weighted_summaries(weights, summaries, chosen):
+def weighted_summaries(weights, summaries, chosen):
     """Sum over the chosen blocks [B, K, T, M] of their summaries times `weights`: float32 [B, T, K, R]."""
     batch, heads, queries, slots = chosen.shape
     rows = max(1, min(queries, grain().scores // (batch * heads * slots * summaries.shape[-1])))
@@ -176,4 +176,4 @@ def _weighted_summaries(weights, summaries, chosen):
     return map_query_chunks(chunk, (weights.swapaxes(1, 2), chosen.swapaxes(1, 2)), rows)
 
 
-_attend.defvjp(_attend_forward, attend_backward)
+_attend.defvjp(_attend_forward, _attend_backward)
