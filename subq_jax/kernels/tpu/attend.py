@@ -61,7 +61,7 @@ def attend_forward(q, blocks, seen, lists, offset, slots: Slots, sizes: AttendSi
             pltpu.VMEM((sizes.depth, 2, keys, head_dim), q.dtype),
             pltpu.VMEM((head_dim, width), jnp.float32),
             pltpu.SemaphoreType.DMA((sizes.depth,))],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         name="attend_listed_blocks",
     )(lists, offset, seen, q.reshape(rows, padded * group, head_dim), blocks)
     return out.reshape(q.shape), lse

@@ -33,8 +33,8 @@ def backward_keys(q, d_out, stats, blocks, seen, runs, names, offset, slots: Slo
       runs, names: which tiles list a block, from `tiles_of_blocks`.
 
     Returns:
-      d_blocks like `blocks`, and float32 [X, NB, R]: the sum over the tokens that selected the block of their router
-      query times the gradient of their gate; None where `seen` holds no router queries.
+      d_blocks float32, shaped like `blocks`, and float32 [X, NB, R]: the sum over the tokens that selected the block of
+      their router query times the gradient of their gate; one zero for each block where `seen` holds no router queries.
     """
     (rows, padded, group, head_dim), tiles, router = q.shape, stats.shape[1], slots.router
     (num_blocks, _, size), tokens = blocks.shape[1:4], padded // tiles
@@ -48,17 +48,17 @@ def backward_keys(q, d_out, stats, blocks, seen, runs, names, offset, slots: Slo
         in_specs=[pl.BlockSpec((1, 1, 1, 2), lambda x, b: (x, b, 0, 0), memory_space=pltpu.SMEM),
                   pl.BlockSpec(memory_space=pltpu.SMEM), of_block(2, size, head_dim), *[anywhere] * 5],
         out_specs=[of_block(2, size, head_dim), of_block(1, max(router, 1))],
-        out_shape=[jax.ShapeDtypeStruct(blocks.shape, blocks.dtype),
+        out_shape=[jax.ShapeDtypeStruct(blocks.shape, jnp.float32),
                    jax.ShapeDtypeStruct((rows, num_blocks, 1, max(router, 1)), jnp.float32)],
         scratch_shapes=[
             pltpu.SMEM((1, NAMES), jnp.int32), room((width, head_dim), q.dtype), room((width, head_dim), q.dtype),
             room((2, width), jnp.float32), room((tokens, slots.lanes), jnp.float32),
             pltpu.VMEM((2, size, head_dim), jnp.float32), pltpu.VMEM((1, max(router, 1)), jnp.float32),
             pltpu.SemaphoreType.DMA, pltpu.SemaphoreType.DMA((sizes.depth,))],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         name="backward_keys",
     )(runs, offset, blocks, names, whole(q), whole(d_out), stats, seen)
-    return d_blocks, d_summaries[:, :, 0] if router else None
+    return d_blocks, d_summaries[:, :, 0]
 
 
 def _kernel(run_ref, offset_ref, block_ref, names_ref, q_ref, d_out_ref, stats_ref, seen_ref, d_block_ref,
@@ -110,5 +110,5 @@ def _kernel(run_ref, offset_ref, block_ref, names_ref, q_ref, d_out_ref, stats_r
         return Ring(pl.cdiv(last - first, together), depth, arrived, copies).run(body, carry)
 
     jax.lax.fori_loop(begin // NAMES, pl.cdiv(end, NAMES), page, 0)
-    d_block_ref[0, 0] = acc[...].astype(d_block_ref.dtype)
+    d_block_ref[0, 0] = acc[...]
     d_summary_ref[0, 0] = side[...]

@@ -49,7 +49,7 @@ def backward_queries(q, d_out, stats, blocks, seen, lists, offset, slots: Slots,
             pltpu.VMEM((sizes.depth, 2, keys, head_dim), q.dtype),
             pltpu.VMEM((head_dim, width), jnp.float32),
             pltpu.SemaphoreType.DMA((sizes.depth,))],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         name="backward_queries",
     )(lists, offset, seen, whole(q), whole(d_out), stats, blocks)
     return dq.reshape(q.shape), d_gates

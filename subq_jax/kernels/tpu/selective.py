@@ -21,7 +21,17 @@ from subq_jax.kernels.tpu.choose import ChoiceSizes, best_blocks
 from subq_jax.kernels.tpu.limits import unsupported
 from subq_jax.kernels.tpu.lists import tile_lists, tiles_of_blocks
 from subq_jax.kernels.tpu.tile import AttendSizes, Slots
-from subq_jax.kernels.xla.layout import fold, fold_keys, fold_queries, repeat_heads, unfold_keys, unfold_queries
+from subq_jax.kernels.xla.layout import (
+    fold,
+    fold_keys,
+    fold_queries,
+    join_rows,
+    map_query_chunks,
+    repeat_heads,
+    split_rows,
+    unfold_keys,
+    unfold_queries,
+)
 from subq_jax.kernels.xla.selective import choose, sink_ids, weighted_summaries, xla_selective_attention
 from subq_jax.kernels.xla.tile import row_delta
 from subq_jax.selection.config import SelectionConfig
@@ -30,6 +40,7 @@ from subq_jax.selection.summaries import score_scale, split_blocks
 from subq_jax.selection.visibility import QueryPlace, clear_absent_keys
 
 CHOICE_SIZES, ATTEND_SIZES = ChoiceSizes(), AttendSizes()
+CHUNK = 1 << 19  # queries times KV heads
 
 
 def tpu_selective_attention(
@@ -68,39 +79,76 @@ def _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place, p
     return _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present)[0]
 
 
+class _Queries(NamedTuple):
+    """All that is given for each query, queries on axis 1."""
+
+    q: jax.Array  # [B, T, N, H]
+    router_q: jax.Array  # [B, T, K, R]; R is 0 without a gate
+    chosen: jax.Array  # [B, T, K, M]
+    scores: jax.Array  # [B, T, K, M]
+    place: QueryPlace
+
+
 def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
-    tiles = _lay_out(config, gate, q, k, v, router_q, chosen, scores, place, present)
-    out, lse = attend_forward(*tiles, ATTEND_SIZES)
-    out = unfold_queries(out[:, : q.shape[1]], q.shape[0])
-    return out, (q, k, v, router_q, summaries, chosen, scores, place, present, out, lse)
+    blocks = key_value_blocks(k, v, present, config.block_size)
+
+    def chunk(queries: _Queries):
+        tiles = _lay_out(config, queries, blocks)
+        out, lse = attend_forward(*tiles, ATTEND_SIZES)
+        rows = tiles.q.shape[:3]
+        return tuple(unfold_queries(x[:, : queries.q.shape[1]], q.shape[0]) for x in (out, lse.reshape(*rows, 1)))
+
+    queries = _Queries(q, router_q if gate else router_q[..., :0], chosen.swapaxes(1, 2), scores.swapaxes(1, 2), place)
+    out, lse = map_query_chunks(chunk, queries, chunk_queries(q, k))
+    return out, (queries, k, v, router_q, summaries, present, out, lse)
 
 
 def _attend_backward(config, gate, residuals, d_out):
-    q, k, v, router_q, summaries, chosen, scores, place, present, out, lse = residuals
-    (batch, queries), (length, kv_heads) = q.shape[:2], k.shape[1:3]
-    tiles = _lay_out(config, gate, q, k, v, router_q, chosen, scores, place, present)
-    tokens = ATTEND_SIZES.tokens(q.shape[2] // kv_heads)
-    d_out, out = (whole_tiles(fold_queries(x, kv_heads), tokens) for x in (d_out, out))
-    stats = jnp.concatenate([lse, row_delta(d_out, out).reshape(lse.shape)], axis=2)
+    queries, k, v, router_q, summaries, present, out, lse = residuals
+    (batch, length), kv_heads, always = k.shape[:2], k.shape[2], config.sink_blocks + config.local_blocks
+    blocks, num_queries = key_value_blocks(k, v, present, config.block_size), d_out.shape[1]
 
-    dq, d_gates = backward_queries(tiles.q, d_out, stats, *tiles[1:], ATTEND_SIZES)
-    runs, names = tiles_of_blocks(tiles.lists, tiles.blocks.shape[1])
-    d_blocks, d_side = backward_keys(
-        tiles.q, d_out, stats, tiles.blocks, tiles.seen, runs, names, tiles.offset, tiles.slots, ATTEND_SIZES)
+    def chunk(sums, args):
+        queries, d_out, out, lse = args
+        tiles = _lay_out(config, queries, blocks)
+        rows = lambda x: whole_tiles(fold_queries(x, kv_heads), ATTEND_SIZES.tokens(tiles.q.shape[2]))
+        d_out, lse, delta = rows(d_out), rows(lse), row_delta(rows(d_out), rows(out))
+        stats = jnp.stack([x.reshape(*tiles.lists.shape[:2], -1) for x in (lse, delta)], axis=2)
+        dq, d_gates = backward_queries(tiles.q, d_out, stats, *tiles[1:], ATTEND_SIZES)
+        inverse = tiles_of_blocks(tiles.lists, blocks.shape[1])
+        parts = backward_keys(
+            tiles.q, d_out, stats, blocks, tiles.seen, *inverse, tiles.offset, tiles.slots, ATTEND_SIZES)
+        d_gates = d_gates.reshape(batch, kv_heads, *d_gates.shape[1:]).swapaxes(1, 2)[..., always:]
+        trim = lambda x: x[:, : queries.q.shape[1]]
+        return jax.tree.map(jnp.add, sums, parts), (unfold_queries(trim(dq), batch), trim(d_gates))
 
-    dq = unfold_queries(dq[:, :queries], batch)
-    join = lambda x: unfold_keys(x.reshape(x.shape[0], -1, x.shape[-1])[:, :length], batch)
+    args, rows = (queries, d_out, out, lse), chunk_queries(d_out, k)
+    nothing = jnp.zeros(blocks.shape), jnp.zeros((*blocks.shape[:2], max(queries.router_q.shape[-1], 1)))
+    if rows >= num_queries:
+        (d_blocks, d_side), (dq, d_scores) = chunk(nothing, args)
+    else:
+        (d_blocks, d_side), results = jax.lax.scan(
+            chunk, nothing, jax.tree.map(lambda x: split_rows(x, rows), args))
+        dq, d_scores = (join_rows(x, num_queries) for x in results)
+
+    join = lambda x: unfold_keys(x.reshape(x.shape[0], -1, x.shape[-1])[:, :length], batch).astype(k.dtype)
     dk, dv = join(d_blocks[:, :, 0]), join(d_blocks[:, :, 1])
     d_router_q, d_summaries = jnp.zeros_like(router_q), jnp.zeros_like(summaries)
     if gate:
         scale = score_scale(router_q.shape[-1])
-        d_scores = d_gates[:, :queries, tiles.slots.always :].reshape(chosen.shape) * scale
-        d_router_q = weighted_summaries(d_scores, summaries, chosen).astype(router_q.dtype)
+        chosen = queries.chosen.swapaxes(1, 2)
+        d_router_q = weighted_summaries(d_scores.swapaxes(1, 2) * scale, summaries, chosen).astype(router_q.dtype)
         d_summaries = (d_side.reshape(summaries.shape) * scale).astype(summaries.dtype)
     return dq, dk, dv, d_router_q, d_summaries, None, None, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def chunk_queries(q, k) -> int:
+    """Queries laid out at a time: a line of lanes for each and KV head would not fit for a million of them."""
+    tokens = ATTEND_SIZES.tokens(q.shape[2] // k.shape[2])
+    return max(tokens, CHUNK // (q.shape[0] * k.shape[2]) // tokens * tokens)
 
 
 class _Tiles(NamedTuple):
@@ -114,13 +162,13 @@ class _Tiles(NamedTuple):
     slots: Slots
 
 
-def _lay_out(config, gate, q, k, v, router_q, chosen, scores, place, present) -> _Tiles:
-    kv_heads, size = k.shape[2], config.block_size
-    tokens = ATTEND_SIZES.tokens(q.shape[2] // kv_heads)
-    slots, seen, ids = what_is_seen(config, router_q if gate else router_q[..., :0], chosen, scores, place, tokens)
-    lists = tile_lists(ids, tokens, ATTEND_SIZES.step(size))
-    rows, blocks = whole_tiles(fold_queries(q, kv_heads), tokens), key_value_blocks(k, v, present, size)
-    return _Tiles(rows, blocks, seen, lists, place.position[:, 0], slots)
+def _lay_out(config, queries: _Queries, blocks) -> _Tiles:
+    kv_heads = queries.router_q.shape[2]
+    tokens = ATTEND_SIZES.tokens(queries.q.shape[2] // kv_heads)
+    slots, seen, ids = what_is_seen(config, queries, tokens)
+    lists = tile_lists(ids, tokens, ATTEND_SIZES.step(config.block_size))
+    rows = whole_tiles(fold_queries(queries.q, kv_heads), tokens)
+    return _Tiles(rows, blocks, seen, lists, queries.place.position[:, 0], slots)
 
 
 def whole_tiles(x, tokens: int, fill=0):
@@ -128,15 +176,16 @@ def whole_tiles(x, tokens: int, fill=0):
     return jnp.pad(x, [(0, 0), (0, -x.shape[1] % tokens)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
 
 
-def what_is_seen(config: SelectionConfig, router_q, chosen, scores, place: QueryPlace, tokens: int):
+def what_is_seen(config: SelectionConfig, queries: _Queries, tokens: int):
     """The lines of `tile.py` and the ids in them: `Slots`, float32 [X, P, L], int32 [X, P, J]."""
-    heads = chosen.shape[1]
+    place, heads = queries.place, queries.router_q.shape[2]
     always = jnp.concatenate([sink_ids(place, config), local_ids(place, config)], axis=-1)
-    ids = whole_tiles(jnp.concatenate([repeat_heads(always, heads), fold(chosen)], axis=-1), tokens, fill=-1)
-    gates = jnp.pad(fold(scores), ((0, 0), (0, 0), (always.shape[-1], 0)))
-    slots = Slots(ids.shape[-1], always.shape[-1], router_q.shape[-1])
-    rest = whole_tiles(jnp.concatenate([gates, fold_keys(router_q).astype(jnp.float32)], axis=-1), tokens)
-    seen = jnp.concatenate([ids.astype(jnp.float32), rest], axis=-1)
+    chosen = fold_keys(jnp.where(place.exists[..., None, None], queries.chosen, -1))
+    ids = whole_tiles(jnp.concatenate([repeat_heads(always, heads), chosen], axis=-1), tokens, fill=-1)
+    gates = jnp.pad(fold_keys(queries.scores), ((0, 0), (0, 0), (always.shape[-1], 0)))
+    slots = Slots(ids.shape[-1], always.shape[-1], queries.router_q.shape[-1])
+    rest = jnp.concatenate([gates, fold_keys(queries.router_q).astype(jnp.float32)], axis=-1)
+    seen = jnp.concatenate([ids.astype(jnp.float32), whole_tiles(rest, tokens)], axis=-1)
     return slots, jnp.pad(seen, ((0, 0), (0, 0), (0, slots.lanes - seen.shape[-1]))), ids
 
 
