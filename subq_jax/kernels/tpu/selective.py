@@ -26,7 +26,6 @@ from subq_jax.kernels.xla.layout import (
     fold_keys,
     fold_queries,
     join_rows,
-    map_query_chunks,
     repeat_heads,
     split_rows,
     unfold_keys,
@@ -61,32 +60,37 @@ def tpu_selective_attention(
     if selection is None and not config.fanouts:
         router_q_fixed, summaries = jax.lax.stop_gradient((router_q, tree.levels[0]))
         chosen, scores = best_blocks(router_q_fixed, summaries, place, config, CHOICE_SIZES)
-        chosen, scores = (unfold_slots(x, q.shape[0]) for x in (chosen, scores))
     else:
-        chosen, scores = choose(router_q, tree, place, config, selection)
+        chosen, scores = (fold(x).swapaxes(1, 2) for x in choose(router_q, tree, place, config, selection))
     scores = scores if gate else jnp.zeros_like(scores)
     out = _attend(config, gate, q, k, v, router_q, tree.levels[0], chosen, scores, place, present)
-    return out, chosen.swapaxes(1, 2)
+    return out, by_query(chosen, q.shape[0])
 
 
-def unfold_slots(x, batch: int):
-    """[X, M, T] -> [B, K, T, M]."""
-    return x.swapaxes(1, 2).reshape(batch, -1, x.shape[2], x.shape[1])
+def by_query(x, batch: int):
+    """[X, M, T] -> [B, T, K, M]. Inside, queries stand on the lanes: M slots would fill a quarter of each line."""
+    return unfold_keys(x.swapaxes(1, 2), batch)
+
+
+class _Queries(NamedTuple):
+    """All that is given for each query of a chunk."""
+
+    q: jax.Array  # [B, T, N, H]
+    router_q: jax.Array  # [B, T, K, R]; R is 0 without a gate
+    place: QueryPlace
+    chosen: jax.Array  # [X, M, T]
+    scores: jax.Array  # [X, M, T]
+
+    def chunks(self, rows: int) -> "_Queries":
+        """The queries in chunks of `rows`, on a new first axis; what fills the last one up does not exist."""
+        by_token = jax.tree.map(lambda x: split_rows(x, rows), self[:3])
+        by_slot = (split_rows(x.swapaxes(1, 2), rows).swapaxes(2, 3) for x in self[3:])
+        return _Queries(*by_token, *by_slot)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
     return _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present)[0]
-
-
-class _Queries(NamedTuple):
-    """All that is given for each query, queries on axis 1."""
-
-    q: jax.Array  # [B, T, N, H]
-    router_q: jax.Array  # [B, T, K, R]; R is 0 without a gate
-    chosen: jax.Array  # [B, T, K, M]
-    scores: jax.Array  # [B, T, K, M]
-    place: QueryPlace
 
 
 def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
@@ -95,50 +99,47 @@ def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, 
     def chunk(queries: _Queries):
         tiles = _lay_out(config, queries, blocks)
         out, lse = attend_forward(*tiles, ATTEND_SIZES)
-        rows = tiles.q.shape[:3]
-        return tuple(unfold_queries(x[:, : queries.q.shape[1]], q.shape[0]) for x in (out, lse.reshape(*rows, 1)))
+        return unfold_queries(out[:, : queries.q.shape[1]], q.shape[0]), lse
 
-    queries = _Queries(q, router_q if gate else router_q[..., :0], chosen.swapaxes(1, 2), scores.swapaxes(1, 2), place)
-    out, lse = map_query_chunks(chunk, queries, chunk_queries(q, k))
+    queries = _Queries(q, router_q if gate else router_q[..., :0], place, chosen, scores)
+    out, lse = jax.lax.map(chunk, queries.chunks(chunk_queries(q, k)))
+    out = join_rows(out, q.shape[1])
     return out, (queries, k, v, router_q, summaries, present, out, lse)
 
 
 def _attend_backward(config, gate, residuals, d_out):
     queries, k, v, router_q, summaries, present, out, lse = residuals
-    (batch, length), kv_heads, always = k.shape[:2], k.shape[2], config.sink_blocks + config.local_blocks
-    blocks, num_queries = key_value_blocks(k, v, present, config.block_size), d_out.shape[1]
+    (batch, length, kv_heads), num_queries = k.shape[:3], d_out.shape[1]
+    blocks, rows = key_value_blocks(k, v, present, config.block_size), chunk_queries(d_out, k)
+    scale = score_scale(router_q.shape[-1])
 
     def chunk(sums, args):
         queries, d_out, out, lse = args
         tiles = _lay_out(config, queries, blocks)
-        rows = lambda x: whole_tiles(fold_queries(x, kv_heads), ATTEND_SIZES.tokens(tiles.q.shape[2]))
-        d_out, lse, delta = rows(d_out), rows(lse), row_delta(rows(d_out), rows(out))
-        stats = jnp.stack([x.reshape(*tiles.lists.shape[:2], -1) for x in (lse, delta)], axis=2)
+        tokens = ATTEND_SIZES.tokens(tiles.q.shape[2])
+        d_out, out = (whole_tiles(fold_queries(x, kv_heads), tokens) for x in (d_out, out))
+        stats = jnp.concatenate([lse, row_delta(d_out, out).reshape(lse.shape)], axis=2)
         dq, d_gates = backward_queries(tiles.q, d_out, stats, *tiles[1:], ATTEND_SIZES)
         inverse = tiles_of_blocks(tiles.lists, blocks.shape[1])
         parts = backward_keys(
             tiles.q, d_out, stats, blocks, tiles.seen, *inverse, tiles.offset, tiles.slots, ATTEND_SIZES)
-        d_gates = d_gates.reshape(batch, kv_heads, *d_gates.shape[1:]).swapaxes(1, 2)[..., always:]
-        trim = lambda x: x[:, : queries.q.shape[1]]
-        return jax.tree.map(jnp.add, sums, parts), (unfold_queries(trim(dq), batch), trim(d_gates))
+        dq = unfold_queries(dq[:, : queries.q.shape[1]], batch)
+        if not gate:
+            return jax.tree.map(jnp.add, sums, parts), (dq, None)
+        by_head = lambda x: x.reshape(batch, kv_heads, *x.shape[1:])
+        d_scores = by_head(d_gates[:, : queries.q.shape[1], tiles.slots.always :]) * scale
+        d_router_q = weighted_summaries(d_scores, summaries, by_head(queries.chosen.swapaxes(1, 2)))
+        return jax.tree.map(jnp.add, sums, parts), (dq, d_router_q.astype(router_q.dtype))
 
-    args, rows = (queries, d_out, out, lse), chunk_queries(d_out, k)
     nothing = jnp.zeros(blocks.shape), jnp.zeros((*blocks.shape[:2], max(queries.router_q.shape[-1], 1)))
-    if rows >= num_queries:
-        (d_blocks, d_side), (dq, d_scores) = chunk(nothing, args)
-    else:
-        (d_blocks, d_side), results = jax.lax.scan(
-            chunk, nothing, jax.tree.map(lambda x: split_rows(x, rows), args))
-        dq, d_scores = (join_rows(x, num_queries) for x in results)
-
+    args = queries.chunks(rows), split_rows(d_out, rows), split_rows(out, rows), lse
+    (d_blocks, d_side), results = jax.lax.scan(chunk, nothing, args)
+    dq, d_router_q = jax.tree.map(lambda x: join_rows(x, num_queries), results)
     join = lambda x: unfold_keys(x.reshape(x.shape[0], -1, x.shape[-1])[:, :length], batch).astype(k.dtype)
     dk, dv = join(d_blocks[:, :, 0]), join(d_blocks[:, :, 1])
-    d_router_q, d_summaries = jnp.zeros_like(router_q), jnp.zeros_like(summaries)
-    if gate:
-        scale = score_scale(router_q.shape[-1])
-        chosen = queries.chosen.swapaxes(1, 2)
-        d_router_q = weighted_summaries(d_scores.swapaxes(1, 2) * scale, summaries, chosen).astype(router_q.dtype)
-        d_summaries = (d_side.reshape(summaries.shape) * scale).astype(summaries.dtype)
+    if not gate:
+        return dq, dk, dv, jnp.zeros_like(router_q), jnp.zeros_like(summaries), None, None, None, None
+    d_summaries = (d_side.reshape(summaries.shape) * scale).astype(summaries.dtype)
     return dq, dk, dv, d_router_q, d_summaries, None, None, None, None
 
 
@@ -148,7 +149,8 @@ _attend.defvjp(_attend_forward, _attend_backward)
 def chunk_queries(q, k) -> int:
     """Queries laid out at a time: a line of lanes for each and KV head would not fit for a million of them."""
     tokens = ATTEND_SIZES.tokens(q.shape[2] // k.shape[2])
-    return max(tokens, CHUNK // (q.shape[0] * k.shape[2]) // tokens * tokens)
+    rows = max(tokens, CHUNK // (q.shape[0] * k.shape[2]) // tokens * tokens)
+    return min(rows, q.shape[1])
 
 
 class _Tiles(NamedTuple):
@@ -180,9 +182,10 @@ def what_is_seen(config: SelectionConfig, queries: _Queries, tokens: int):
     """The lines of `tile.py` and the ids in them: `Slots`, float32 [X, P, L], int32 [X, P, J]."""
     place, heads = queries.place, queries.router_q.shape[2]
     always = jnp.concatenate([sink_ids(place, config), local_ids(place, config)], axis=-1)
-    chosen = fold_keys(jnp.where(place.exists[..., None, None], queries.chosen, -1))
+    exists = repeat_heads(place.exists, heads)[..., None]
+    chosen = jnp.where(exists, queries.chosen.swapaxes(1, 2), -1)
     ids = whole_tiles(jnp.concatenate([repeat_heads(always, heads), chosen], axis=-1), tokens, fill=-1)
-    gates = jnp.pad(fold_keys(queries.scores), ((0, 0), (0, 0), (always.shape[-1], 0)))
+    gates = jnp.pad(queries.scores.swapaxes(1, 2), ((0, 0), (0, 0), (always.shape[-1], 0)))
     slots = Slots(ids.shape[-1], always.shape[-1], queries.router_q.shape[-1])
     rest = jnp.concatenate([gates, fold_keys(queries.router_q).astype(jnp.float32)], axis=-1)
     seen = jnp.concatenate([ids.astype(jnp.float32), whole_tiles(rest, tokens)], axis=-1)
