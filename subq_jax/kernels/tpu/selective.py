@@ -39,7 +39,7 @@ from subq_jax.selection.summaries import score_scale, split_blocks
 from subq_jax.selection.visibility import QueryPlace, clear_absent_keys
 
 CHOICE_SIZES, ATTEND_SIZES = ChoiceSizes(), AttendSizes()
-CHUNK = 1 << 19  # queries times KV heads
+WHOLE, CHUNK = 1 << 20, 1 << 18  # queries times KV heads laid out at once; more than WHOLE go in parts of CHUNK
 
 
 def tpu_selective_attention(
@@ -147,10 +147,12 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def chunk_queries(q, k) -> int:
-    """Queries laid out at a time: a line of lanes for each and KV head would not fit for a million of them."""
+    """Queries laid out at a time: a line of lanes for each and KV head would not fit for millions of them."""
+    rows = q.shape[0] * k.shape[2]
+    if rows * q.shape[1] <= WHOLE:
+        return q.shape[1]
     tokens = ATTEND_SIZES.tokens(q.shape[2] // k.shape[2])
-    rows = max(tokens, CHUNK // (q.shape[0] * k.shape[2]) // tokens * tokens)
-    return min(rows, q.shape[1])
+    return max(tokens, CHUNK // rows // tokens * tokens)
 
 
 class _Tiles(NamedTuple):
