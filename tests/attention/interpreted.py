@@ -1,4 +1,8 @@
-"""The TPU's kernels on a CPU: copies and semaphores simulated, data races found, unwritten memory full of NaN."""
+"""The TPU's kernels on a CPU: copies and semaphores simulated, data races found, unwritten memory full of NaN.
+
+Copies happen as late as they may, when they are waited for, or as early, when they start: the first shows reads before
+a copy is there, the second copies over what is still to be read, which the race detector does not see on one core.
+"""
 
 import contextlib
 from unittest import mock
@@ -16,10 +20,10 @@ SMALL = {"CHOICE_SIZES": ChoiceSizes(queries=32, blocks=8, span=16),
 
 
 @contextlib.contextmanager
-def interpreted_kernels(**sizes):
+def interpreted_kernels(copies: str = "on_wait"):
     """`implementation="tpu"` runs interpreted inside, at any size and in small tiles; a data race is an error."""
-    kernels = mock.patch.multiple(selective, unsupported=lambda *_: None, **(SMALL | sizes))
-    interpreter = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+    kernels = mock.patch.multiple(selective, unsupported=lambda *_: None, **SMALL)
+    interpreter = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", dma_execution_mode=copies)
     interpret_pallas_call.races = None
     with kernels, pltpu.force_tpu_interpret_mode(interpreter):
         yield

@@ -26,12 +26,13 @@ from subq_jax.selection.visibility import place_queries
 NAMES = ("q", "k", "v", "router_q", "router_k")
 
 
-def test_the_kernels_equal_the_reference():
+@pytest.mark.parametrize("copies", ["on_wait", "eager"])
+def test_the_kernels_equal_the_reference(copies):
     """Documents with padding, queries that start inside a block, several chunks, steps, lists and runs of tiles."""
     config = SelectionConfig(block_size=4, num_blocks=3, local_blocks=2, sink_blocks=1)
     documents = jnp.array([[0] * 30 + [-1] * 2 + [1] * 28])
     where = {"segment_ids": documents, "q_offset": jnp.array([17])}
-    assert_the_kernels_equal_the_reference((arrays(1, 1, 40, 60, 2, 4), config, True, where))
+    assert_the_kernels_equal_the_reference((arrays(1, 1, 40, 60, 2, 4), config, True, where), copies)
 
 
 @pytest.mark.slow
@@ -41,9 +42,9 @@ def test_the_kernels_equal_the_reference_on_drawn_problems(problem):
     assert_the_kernels_equal_the_reference(problem)
 
 
-def assert_the_kernels_equal_the_reference(problem):
+def assert_the_kernels_equal_the_reference(problem, copies="on_wait"):
     values, config, gate, where = problem
-    with interpreted_kernels():
+    with interpreted_kernels(copies):
         out, selection, grads = jax.block_until_ready(value_and_grads(values, config, "tpu", gate, **where))
     _, expected_selection, _ = value_and_grads(values, config, "reference", gate, **where)
     assert_equally_good(selection, expected_selection, values, config)

@@ -23,7 +23,8 @@ from subq_jax.kernels.tpu.lists import NAMES
 from subq_jax.kernels.tpu.tile import AttendSizes, Ring, Slots, TileOfQueries, product
 
 
-def backward_keys(q, d_out, stats, blocks, seen, runs, names, offset, slots: Slots, sizes: AttendSizes):
+def backward_keys(q, d_out, stats, blocks, seen, runs, names, offset, slots: Slots, sizes: AttendSizes,
+                  dtype=jnp.float32):
     """Gradients of keys and values, and of summaries before their scale.
 
     Args:
@@ -31,10 +32,11 @@ def backward_keys(q, d_out, stats, blocks, seen, runs, names, offset, slots: Slo
       stats: float32 [X, tiles, 2, m * G], log-sum-exp and delta of every row.
       blocks, seen, offset, slots, sizes: as in `attend_forward`.
       runs, names: which tiles list a block, from `tiles_of_blocks`.
+      dtype: of the gradients of keys and values; float32 where more is added to them.
 
     Returns:
-      d_blocks float32, shaped like `blocks`, and float32 [X, NB, R]: the sum over the tokens that selected the block of
-      their router query times the gradient of their gate; one zero for each block where `seen` holds no router queries.
+      d_blocks in `dtype`, shaped like `blocks`, and float32 [X, NB, R]: the sum over the tokens that selected the block
+      of their router query times the gradient of their gate; one zero for each block without router queries in `seen`.
     """
     (rows, padded, group, head_dim), tiles, router = q.shape, stats.shape[1], slots.router
     (num_blocks, _, size), tokens = blocks.shape[1:4], padded // tiles
@@ -48,7 +50,7 @@ def backward_keys(q, d_out, stats, blocks, seen, runs, names, offset, slots: Slo
         in_specs=[pl.BlockSpec((1, 1, 1, 2), lambda x, b: (x, b, 0, 0), memory_space=pltpu.SMEM),
                   pl.BlockSpec(memory_space=pltpu.SMEM), of_block(2, size, head_dim), *[anywhere] * 5],
         out_specs=[of_block(2, size, head_dim), of_block(1, max(router, 1))],
-        out_shape=[jax.ShapeDtypeStruct(blocks.shape, jnp.float32),
+        out_shape=[jax.ShapeDtypeStruct(blocks.shape, dtype),
                    jax.ShapeDtypeStruct((rows, num_blocks, 1, max(router, 1)), jnp.float32)],
         scratch_shapes=[
             pltpu.SMEM((1, NAMES), jnp.int32), room((width, head_dim), q.dtype), room((width, head_dim), q.dtype),
@@ -110,5 +112,5 @@ def _kernel(run_ref, offset_ref, block_ref, names_ref, q_ref, d_out_ref, stats_r
         return Ring(pl.cdiv(last - first, together), depth, arrived, copies).run(body, carry)
 
     jax.lax.fori_loop(begin // NAMES, pl.cdiv(end, NAMES), page, 0)
-    d_block_ref[0, 0] = acc[...]
+    d_block_ref[0, 0] = acc[...].astype(d_block_ref.dtype)
     d_summary_ref[0, 0] = side[...]

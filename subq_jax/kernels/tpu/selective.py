@@ -121,20 +121,24 @@ def _attend_backward(config, gate, residuals, d_out):
         stats = jnp.concatenate([lse, row_delta(d_out, out).reshape(lse.shape)], axis=2)
         dq, d_gates = backward_queries(tiles.q, d_out, stats, *tiles[1:], ATTEND_SIZES)
         inverse = tiles_of_blocks(tiles.lists, blocks.shape[1])
-        parts = backward_keys(
-            tiles.q, d_out, stats, blocks, tiles.seen, *inverse, tiles.offset, tiles.slots, ATTEND_SIZES)
+        parts = backward_keys(tiles.q, d_out, stats, blocks, tiles.seen, *inverse, tiles.offset, tiles.slots,
+                              ATTEND_SIZES, k.dtype if sums is None else jnp.float32)
+        sums = parts if sums is None else jax.tree.map(jnp.add, sums, parts)
         dq = unfold_queries(dq[:, : queries.q.shape[1]], batch)
         if not gate:
-            return jax.tree.map(jnp.add, sums, parts), (dq, None)
+            return sums, (dq, None)
         by_head = lambda x: x.reshape(batch, kv_heads, *x.shape[1:])
         d_scores = by_head(d_gates[:, : queries.q.shape[1], tiles.slots.always :]) * scale
         d_router_q = weighted_summaries(d_scores, summaries, by_head(queries.chosen.swapaxes(1, 2)))
-        return jax.tree.map(jnp.add, sums, parts), (dq, d_router_q.astype(router_q.dtype))
+        return sums, (dq, d_router_q.astype(router_q.dtype))
 
-    nothing = jnp.zeros(blocks.shape), jnp.zeros((*blocks.shape[:2], max(queries.router_q.shape[-1], 1)))
     args = queries.chunks(rows), split_rows(d_out, rows), split_rows(out, rows), lse
-    (d_blocks, d_side), results = jax.lax.scan(chunk, nothing, args)
-    dq, d_router_q = jax.tree.map(lambda x: join_rows(x, num_queries), results)
+    if rows >= num_queries:
+        (d_blocks, d_side), (dq, d_router_q) = chunk(None, jax.tree.map(lambda x: x[0], args))
+    else:
+        nothing = jnp.zeros(blocks.shape), jnp.zeros((*blocks.shape[:2], max(queries.router_q.shape[-1], 1)))
+        (d_blocks, d_side), results = jax.lax.scan(chunk, nothing, args)
+        dq, d_router_q = jax.tree.map(lambda x: join_rows(x, num_queries), results)
     join = lambda x: unfold_keys(x.reshape(x.shape[0], -1, x.shape[-1])[:, :length], batch).astype(k.dtype)
     dk, dv = join(d_blocks[:, :, 0]), join(d_blocks[:, :, 1])
     if not gate:
