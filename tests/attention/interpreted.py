@@ -15,7 +15,7 @@ from subq_jax.kernels.tpu.choose import ChoiceSizes
 from subq_jax.kernels.tpu.tile import AttendSizes
 
 # Small enough that a problem of a hundred tokens has several of each.
-SMALL = {"CHOICE_SIZES": ChoiceSizes(queries=32, blocks=8, span=16),
+SMALL = {"CHOICE_SIZES": ChoiceSizes(queries=32, blocks=8, bytes=16 * 512),
          "ATTEND_SIZES": AttendSizes(rows=16, keys=8, depth=3, tiles=2), "WHOLE": 96, "CHUNK": 48}
 
 

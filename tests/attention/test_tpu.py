@@ -64,8 +64,8 @@ def test_the_choice_is_exact_over_many_tiles_with_ties(count):
     documents = jnp.array([[0] * 44 + [1] * 15 + [-1] + [2] * 20])
     place = place_queries(jnp.array([50]), 30, documents, config.block_size)
     with interpreted_kernels():
-        ids, scores = jax.jit(lambda *x: best_blocks(*x, place, config, ChoiceSizes(16, 8, 24)))(router_q, summaries)
-        jax.block_until_ready(ids)
+        choose = jax.jit(lambda *x: best_blocks(*x, place, config, ChoiceSizes(16, 8, 24 * 512)))
+        ids, scores = jax.block_until_ready(choose(router_q, summaries))
     exact = block_scores(router_q, summaries)
     expected = choose_blocks(exact, place, config)[0]
     np.testing.assert_array_equal(ids.swapaxes(1, 2), expected)

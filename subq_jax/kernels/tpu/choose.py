@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from subq_jax.kernels.tpu.tile import LANES, SUBLANES
 from subq_jax.kernels.xla.layout import fold, fold_keys
 from subq_jax.selection.choose import matmul_precision
 from subq_jax.selection.config import SelectionConfig
@@ -33,15 +34,18 @@ from subq_jax.selection.summaries import score_scale
 from subq_jax.selection.visibility import QueryPlace, candidate_range
 
 LOWEST = float(jnp.finfo(jnp.float32).min)
-SUBLANES = 8
 
 
 class ChoiceSizes(NamedTuple):
-    """Static sizes: query tokens of a tile, blocks of a tile, blocks whose summaries are in VMEM at a time."""
+    """Static sizes: query tokens of a tile, blocks of a tile, bytes of VMEM for a span of summaries (and the next)."""
 
     queries: int = 128
     blocks: int = 256
-    span: int = 16384
+    bytes: int = 4 << 20
+
+    def span(self, width: int, itemsize: int) -> int:
+        """Blocks whose summaries are in VMEM at a time."""
+        return max(1, self.bytes // (_round_up(width, LANES) * itemsize * self.blocks)) * self.blocks
 
 
 def best_blocks(router_q, summaries, place: QueryPlace, config: SelectionConfig, sizes: ChoiceSizes):
@@ -51,15 +55,16 @@ def best_blocks(router_q, summaries, place: QueryPlace, config: SelectionConfig,
       block ids int32 [X, M, T] ascending, then -1, and their scores float32 [X, M, T], 0 where the id is -1.
     """
     (batch, queries, kv_heads, width), num_blocks = router_q.shape, summaries.shape[2]
-    dtype = jnp.promote_types(router_q.dtype, summaries.dtype)
+    dtype = jnp.dtype(jnp.promote_types(router_q.dtype, summaries.dtype))
     tile = min(sizes.blocks, _round_up(num_blocks, SUBLANES))
-    span = min(sizes.span // tile * tile, _round_up(num_blocks, tile))
+    span = min(sizes.span(width, dtype.itemsize), _round_up(num_blocks, tile))
     slots = _round_up(config.num_blocks, SUBLANES)
     padded = _round_up(queries, sizes.queries)
 
     router_q = _pad(fold_keys(router_q.astype(dtype)), 1, padded)
     summaries = _pad(fold(summaries.astype(dtype)), 1, _round_up(num_blocks, span))
-    low, high = (_pad(x[..., 0], 1, padded, -1)[:, None] for x in candidate_range(place, config))
+    low, high = (_pad(x[..., 0], 1, padded, fill)[:, None]
+                 for x, fill in zip(candidate_range(place, config), (0, -1), strict=True))
 
     of_sequence = pl.BlockSpec((1, 1, sizes.queries), lambda x, t, s: (x // kv_heads, 0, t))
     result = pl.BlockSpec((1, slots, sizes.queries), lambda x, t, s: (x, 0, t))
@@ -134,7 +139,7 @@ def _kernel(low_ref, high_ref, router_q_ref, summaries_ref, ids_ref, scores_ref,
 def _cost(rows, queries, num_blocks, width, count, dtype):
     """Causal work on average: half of all blocks."""
     pairs = rows * queries * num_blocks // 2
-    moved = rows * (queries + num_blocks) * width * jnp.dtype(dtype).itemsize + rows * queries * count * 8
+    moved = rows * (queries + num_blocks) * width * dtype.itemsize + rows * queries * count * 8
     return pl.CostEstimate(flops=2 * pairs * width, bytes_accessed=moved, transcendentals=0)
 
 
