@@ -1,17 +1,28 @@
 """`selective_attention`: the public function, and the choice of its implementation."""
 
+import jax
 import jax.numpy as jnp
 
 from subq_jax.attention import checks
 from subq_jax.attention.reference import reference_selective_attention
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterKeys, RouterQueries, SegmentIds, Selection, Values
+from subq_jax.kernels.tpu.selective import tpu_selective_attention
 from subq_jax.kernels.xla.selective import xla_selective_attention
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.tree import SummaryTree, build_tree, clear_incomplete_nodes
 from subq_jax.selection.visibility import clear_absent_keys, clear_padding_rows
 
-IMPLEMENTATIONS = {"reference": reference_selective_attention, "xla": xla_selective_attention}
+IMPLEMENTATIONS = {
+    "reference": reference_selective_attention,
+    "tpu": tpu_selective_attention,
+    "xla": xla_selective_attention,
+}
+
+
+def default_implementation() -> str:
+    """`"tpu"` on one TPU, else `"xla"`: the compiler cannot split Pallas kernels over the devices of a mesh."""
+    return "tpu" if jax.default_backend() == "tpu" and jax.device_count() == 1 else "xla"
 
 
 def selective_attention(
@@ -36,7 +47,8 @@ def selective_attention(
     `sink_blocks` blocks, in its own and the `local_blocks - 1` blocks before it, and in the `num_blocks` blocks of
     highest `score(p, b) = router_q[p] . summary[b] / sqrt(R)` among the complete past blocks in between. With `gate`
     the score of a selected block is added to the logits of its tokens, which carries the gradient to the router.
-    The choice itself is constant under differentiation. `"xla"` has its own backward pass: reverse mode, once.
+    The choice itself is constant under differentiation. `"xla"` and `"tpu"` have a backward pass of their own: reverse
+    mode, once.
 
     Args:
       q: queries [B, T, N, H]; query head n belongs to KV head n // (N // K).
@@ -53,7 +65,8 @@ def selective_attention(
       selection: int [B, T, K, M], overrides the choice. Ids that are not candidates of their query are ignored.
       tree: summaries prebuilt by `build_tree` and `update_tree` for these router keys, so that a call need not
         read them all; gradients then flow to its lowest level.
-      implementation: `"reference"` (dense, float32, for checking) or `"xla"`; default `"xla"`.
+      implementation: `"reference"` (dense, float32, for checking), `"xla"`, or `"tpu"` (Pallas kernels; sizes that
+        they do not take run as `"xla"`, with a warning that says why); default `"tpu"` on one TPU, else `"xla"`.
       return_selection: whether to return the selection too.
 
     Returns:
@@ -69,7 +82,7 @@ def selective_attention(
     checks.check_tree(tree, router_k, config)
     checks.check_gate(gate)
     checks.check_selection(selection, (*q.shape[:2], k.shape[2], config.num_blocks))
-    name = "xla" if implementation is None else implementation
+    name = default_implementation() if implementation is None else implementation
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {sorted(IMPLEMENTATIONS)} or None, got {implementation!r}")
     place, present = checks.locate(q, k, q_offset, kv_length, segment_ids, config.block_size)

@@ -9,7 +9,6 @@ from problems import arrays, attention_by_definition, problems, value_and_grads
 
 from subq_jax import SelectionConfig, selective_attention
 from subq_jax.attention import dense_attention
-from subq_jax.attention.api import IMPLEMENTATIONS
 from subq_jax.kernels.xla import gathered, grain
 from subq_jax.selection.choose import best_of, block_scores
 from subq_jax.selection.summaries import block_summaries
@@ -107,7 +106,6 @@ def assert_equally_good(selection, expected, values, config):
     assert (np.diff(ids, axis=-1)[real[..., 1:]] > 0).all(), "ids ascend"
 
 
-@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_everything_selected_without_gate_is_dense_attention(implementation):
     values = arrays(0, 2, 70, 70, 2, 2)
     config = SelectionConfig(block_size=8, num_blocks=9, local_blocks=1, sink_blocks=1)
@@ -115,7 +113,6 @@ def test_everything_selected_without_gate_is_dense_attention(implementation):
     np.testing.assert_allclose(out, dense_attention(*values[:3]), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 @pytest.mark.parametrize("position", [0, pytest.param(7, marks=pytest.mark.slow), 8, 21,
                                       pytest.param(38, marks=pytest.mark.slow)])
 def test_the_future_changes_nothing(implementation, position):
@@ -136,7 +133,6 @@ def test_the_future_changes_nothing(implementation, position):
     assert grads[2][:, : position + 1].any()
 
 
-@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_ties_go_to_the_lower_index(implementation):
     q, k, v, router_q, router_k = arrays(3, 1, 48, 48, 1, 1)
     equal = jnp.ones_like(router_k)
@@ -151,7 +147,6 @@ def test_ties_go_to_the_lower_index(implementation):
     np.testing.assert_array_equal(selection[0, 47, 0], [1, 2, 5])
 
 
-@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_max_pooling_credits_the_first_maximal_token(implementation):
     q, k, v, router_q, router_k = arrays(4, 1, 12, 12, 1, 1)
     router_k = jnp.round(router_k)  # many ties inside a block
@@ -211,7 +206,6 @@ def test_runs_of_equal_blocks_are_summed_across_groups(hub):
     np.testing.assert_allclose(gathered._add_runs(sums, parts, jnp.asarray(block)), wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_absent_keys_are_never_read(implementation):
     values = arrays(7, 2, 5, 40, 1, 2)
     config = SelectionConfig(block_size=4, num_blocks=2, local_blocks=1, sink_blocks=1)
@@ -224,7 +218,6 @@ def test_absent_keys_are_never_read(implementation):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_padding_may_hold_anything(implementation):
     values = arrays(10, 1, 24, 24, 1, 2)
     config = SelectionConfig(block_size=4, num_blocks=2, local_blocks=1, sink_blocks=1)
@@ -248,7 +241,6 @@ def test_every_product_is_taken_at_full_precision():
     assert "scatter-add" not in jaxpr, "its order of summation is not fixed on GPUs"
 
 
-@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_a_foreign_selection_cannot_leak_or_count_twice(implementation):
     values = arrays(8, 1, 32, 32, 1, 2)
     config = SelectionConfig(block_size=4, num_blocks=4, local_blocks=1, sink_blocks=1)
@@ -259,7 +251,6 @@ def test_a_foreign_selection_cannot_leak_or_count_twice(implementation):
     np.testing.assert_array_equal(selection[0, 11, 0], [-1, -1, -1, -1])
 
 
-@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8])
 def test_a_selection_of_a_narrow_type_cannot_leak(implementation, dtype):
     values = arrays(8, 1, 600, 600, 1, 1)  # 300 blocks, more than 8 bits count
@@ -271,7 +262,6 @@ def test_a_selection_of_a_narrow_type_cannot_leak(implementation, dtype):
         np.testing.assert_array_equal(narrow, wide)
 
 
-@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_gates_that_overflow_hide_their_blocks(implementation):
     q, k, v, router_q, router_k = arrays(12, 1, 32, 32, 1, 1)
     values = (q, k, v, 1e25 * router_q, -1e25 * router_k)

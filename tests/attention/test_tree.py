@@ -10,7 +10,6 @@ import pytest
 from problems import arrays, value_and_grads
 
 from subq_jax import SelectionConfig, build_tree, selective_attention, update_tree
-from subq_jax.attention.api import IMPLEMENTATIONS
 from subq_jax.attention.reference import blocks_reached
 from subq_jax.selection.choose import block_scores, choose_blocks
 from subq_jax.selection.tree import search_tree
@@ -96,7 +95,6 @@ def test_a_node_scores_at_least_as_high_as_every_block_below_it():
         assert bool((jnp.repeat(above, fanout, axis=-1)[..., : below.shape[-1]] >= below).all())
 
 
-@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_a_partly_past_node_leaks_nothing(implementation):
     config = SelectionConfig(block_size=2, num_blocks=2, local_blocks=1, sink_blocks=1, fanouts=(4, 2), beam_width=1)
     values, noise = arrays(2, 1, 64, 64, 1, 2), arrays(3, 1, 64, 64, 1, 2)
@@ -144,7 +142,6 @@ def test_an_updated_tree_is_the_tree_built_anew(pooling, start, count):
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_a_prebuilt_tree_gives_the_same_result(implementation):
     config = SelectionConfig(block_size=4, num_blocks=2, fanouts=(3,), beam_width=2)
     q, k, v, router_q, router_k = arrays(7, 2, 10, 60, 1, 2)

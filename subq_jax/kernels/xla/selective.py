@@ -94,7 +94,7 @@ class _Rows(NamedTuple):
 
 
 def _rows(config, q, kv_heads: int, chosen, scores, place: QueryPlace) -> _Rows:
-    sinks = _sink_ids(place, config)
+    sinks = sink_ids(place, config)
     ids = jnp.concatenate([repeat_heads(sinks, kv_heads), fold(chosen)], axis=-1)
     bias = jnp.concatenate([jnp.zeros((*ids.shape[:2], config.sink_blocks)), fold(scores)], axis=-1)
     lower = jnp.maximum(place.first_block, place.block - config.local_blocks + 1) * config.block_size
@@ -112,7 +112,7 @@ def _keys(config, x, present):
     return fold_keys(x), fold(split_blocks(x, config.block_size))
 
 
-def _sink_ids(place: QueryPlace, config: SelectionConfig):
+def sink_ids(place: QueryPlace, config: SelectionConfig):
     """Sink blocks that are not local too: int32 [B, T, sink_blocks], -1 for none."""
     sinks = place.first_block[..., None] + jnp.arange(config.sink_blocks, dtype=jnp.int32)[None, None]
     apart = (sinks <= place.block[..., None] - config.local_blocks) & place.exists[..., None]
@@ -157,12 +157,12 @@ def _attend_backward(config, gate, residuals, d_out):
     d_router_q, d_summaries = jnp.zeros_like(router_q), jnp.zeros_like(summaries)
     if gate:
         d_scores = d_bias[..., sinks:].reshape(chosen.shape) * score_scale(router_q.shape[-1])
-        d_router_q = _weighted_summaries(d_scores, summaries, chosen).astype(router_q.dtype)
+        d_router_q = weighted_summaries(d_scores, summaries, chosen).astype(router_q.dtype)
         d_summaries = (d_side.reshape(summaries.shape) * score_scale(router_q.shape[-1])).astype(summaries.dtype)
     return dq, dk, dv, d_router_q, d_summaries, None, None, None, None
 
 
-def _weighted_summaries(weights, summaries, chosen):
+def weighted_summaries(weights, summaries, chosen):
     """Sum over the chosen blocks [B, K, T, M] of their summaries times `weights`: float32 [B, T, K, R]."""
     batch, heads, queries, slots = chosen.shape
     rows = max(1, min(queries, grain().scores // (batch * heads * slots * summaries.shape[-1])))

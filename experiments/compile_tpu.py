@@ -1,0 +1,123 @@
+"""Do the TPU's kernels compile, and fit? `python -m experiments.compile_tpu --output=runs/tpu_compile.jsonl`.
+
+Needs libtpu (`pip install -e .[tpu]`) and no TPU: it compiles selective attention, forward and with its gradients,
+for one device of every topology asked for, at the shapes of long contexts. Writes one row each: seconds to compile,
+bytes of HBM for arguments, results and temporaries as the compiler plans them, bytes of VMEM that each kernel takes.
+`--roofline` prints the estimates of `subq_jax/kernels/tpu/roofline.py` and compiles nothing.
+"""
+
+import itertools
+import os
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jax.experimental.topologies import get_topology_desc
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from rich.console import Console
+from rich.table import Table
+
+from experiments.program import run
+from subq_jax import SelectionConfig, selective_attention
+from subq_jax.files import append_row
+from subq_jax.kernels.tpu.roofline import CHIPS, kernel_work
+
+_OUTPUT = flags.DEFINE_string("output", None, "File of rows, one appended for each program compiled.")
+_TOPOLOGIES = flags.DEFINE_list("topologies", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"], "Compiled for.")
+_LENGTHS = flags.DEFINE_list("lengths", ["131072", "1048576"], "Tokens of a sequence.")
+_HEADS = flags.DEFINE_list("heads", ["16/1", "32/4"], "Query heads / KV heads.")
+_PASSES = flags.DEFINE_list("passes", ["forward", "gradient"], "What is compiled.")
+_ROOFLINE = flags.DEFINE_bool("roofline", False, "Print estimates instead.")
+_OVERLAP = flags.DEFINE_float("overlap", 3.0, "Union of a tile's choices over one query's, for the estimates.")
+
+HEAD_DIM, ROUTER_DIM = 128, 64
+CONFIG = SelectionConfig(block_size=64, num_blocks=29, local_blocks=2, sink_blocks=1)
+
+
+def compile_for(topology: str, function, shapes, dtype=jnp.bfloat16):
+    """`function` of arrays of `shapes`, compiled for one device of a TPU topology that need not be there."""
+    for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost")):
+        os.environ.setdefault(name, value)
+    device = get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    mesh = Mesh(np.array([device]), ("device",))
+    whole = NamedSharding(mesh, PartitionSpec())
+    arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=whole) for shape in shapes]
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return jax.jit(function).trace(*arrays).lower(lowering_platforms=("tpu",)).compile()
+
+
+def shapes_of(length: int, heads: int, kv_heads: int):
+    """The shapes of q, k, v, router_q and router_k of one sequence."""
+    return [(1, length, n, width) for n, width in (
+        (heads, HEAD_DIM), (kv_heads, HEAD_DIM), (kv_heads, HEAD_DIM), (kv_heads, ROUTER_DIM), (kv_heads, ROUTER_DIM))]
+
+
+def forward(*arrays):
+    """Selective attention by the TPU's kernels."""
+    return selective_attention(*arrays, CONFIG, implementation="tpu")
+
+
+def gradient(*arrays):
+    """Its gradients in all five arrays."""
+    return jax.grad(lambda *x: forward(*x).astype(jnp.float32).sum(), argnums=range(5))(*arrays)
+
+
+def vmem_of_kernels(text: str) -> dict[str, int]:
+    """Bytes of VMEM that each Pallas kernel takes, from a compiled program's text."""
+    found = {}
+    for line in text.splitlines():
+        size = re.search(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"', line)
+        name = re.search(r"%(?:transpose_|jvp_)*(\w+?)_*\.?\d* = ", line)
+        if "tpu_custom_call" in line and size and name:
+            found[name.group(1)] = int(size.group(1))
+    return found
+
+
+def measure(topology: str, passes: str, length: int, heads: int, kv_heads: int) -> dict:
+    """One row of results."""
+    row = {"topology": topology, "pass": passes, "length": length, "heads": heads, "kv_heads": kv_heads}
+    start = time.monotonic()
+    try:
+        compiled = compile_for(topology, {"forward": forward, "gradient": gradient}[passes],
+                               shapes_of(length, heads, kv_heads))
+    except jax.errors.JaxRuntimeError as error:  # too large for the chip's memory, above all
+        return row | {"error": str(error).splitlines()[0]}
+    memory = compiled.memory_analysis()
+    sizes = {name: getattr(memory, f"{name}_size_in_bytes") for name in ("argument", "output", "temp")}
+    seconds = round(time.monotonic() - start, 1)
+    return row | sizes | {"compile_seconds": seconds, "vmem": vmem_of_kernels(compiled.as_text())}
+
+
+def show_roofline(cases) -> None:
+    """Prints the least milliseconds of every kernel on a whole chip."""
+    table = Table("chip", "length", "heads", *(f"{name} (ms)" for name in kernel_work(CONFIG, 8192, 1, 1, 1, 1, 1)))
+    for name, chip in CHIPS.items():
+        for length, heads, kv_heads in cases:
+            work = kernel_work(CONFIG, length, heads, kv_heads, HEAD_DIM, ROUTER_DIM, _OVERLAP.value)
+            table.add_row(name, f"{length:,}", f"{heads}/{kv_heads}",
+                          *(f"{1e3 * part.seconds(chip):,.1f}" for part in work.values()))
+    Console().print(table)
+
+
+def main(argv: list[str]) -> None:
+    """Compiles every case, or prints the estimates."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    heads = [tuple(int(x) for x in pair.split("/")) for pair in _HEADS.value]
+    cases = [(int(length), *pair) for length in _LENGTHS.value for pair in heads]
+    if _ROOFLINE.value:
+        show_roofline(cases)
+        return
+    with open(_OUTPUT.value or os.devnull, "a", encoding="utf-8") as file:
+        for topology, case, passes in itertools.product(_TOPOLOGIES.value, cases, _PASSES.value):
+            row = measure(topology, passes, *case)
+            print(row, flush=True)
+            append_row(file, row)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    run(main)

@@ -1,0 +1,27 @@
+"""What the TPU's kernels take, and why not the rest."""
+
+import jax.numpy as jnp
+
+from subq_jax.kernels.tpu.tile import LANES
+from subq_jax.selection.config import SelectionConfig
+from subq_jax.selection.inputs import SelectiveInputs
+
+MAX_SLOTS = 256  # blocks that a query sees: their ids are compared with every block of its tile
+
+
+def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
+    """Why the kernels do not take these arrays; None when they do."""
+    (heads, head_dim), kv_heads = inputs.q.shape[2:], inputs.k.shape[2]
+    rows = {jnp.dtype(jnp.float32): 8, jnp.dtype(jnp.bfloat16): 16}
+    if inputs.q.dtype not in rows or inputs.router_q.dtype not in rows:
+        return f"dtypes must be float32 or bfloat16, got {inputs.q.dtype} and {inputs.router_q.dtype}"
+    if head_dim % LANES:
+        return f"head_dim must be a multiple of {LANES}, got {head_dim}"
+    if config.block_size % rows[inputs.q.dtype]:
+        return f"block_size must be a multiple of {rows[inputs.q.dtype]} in {inputs.q.dtype}, got {config.block_size}"
+    if LANES % (heads // kv_heads):
+        return f"query heads of a KV head must divide {LANES}, got {heads // kv_heads}"
+    slots = config.sink_blocks + config.local_blocks + config.num_blocks
+    if slots > MAX_SLOTS:
+        return f"a query must see at most {MAX_SLOTS} blocks, got {slots}"
+    return None

@@ -1,0 +1,149 @@
+"""What the attention kernels share: a tile of neighbouring queries, what its rows see, and blocks on their way to it.
+
+The rows (token, head) of a tile stand on the lanes. Which blocks a token lists is a row of `seen`, one line of lanes:
+
+    seen [X, P, L] float32       ids of J blocks | their gates | router query       -1 for no block
+
+P is T rounded up to whole tiles; tokens beyond T list no block. Ids are held as float32, exact up to 2^24 blocks.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from subq_jax.kernels.xla.tile import NO_KEYS
+from subq_jax.selection.choose import matmul_precision
+
+LANES, SUBLANES = 128, 8
+HIDDEN = float(jnp.finfo(jnp.float32).min)
+NOTHING = 2 * NO_KEYS  # below every gate, above what is hidden: exp(HIDDEN - NOTHING) is 0
+
+
+class AttendSizes(NamedTuple):
+    """Static sizes: rows (token, head) of a tile, keys handled at a time, steps whose keys are on their way."""
+
+    rows: int = LANES
+    keys: int = 512
+    depth: int = 4
+    tiles: int = 4  # tiles of queries that a key block handles at a time
+
+    def tokens(self, group: int) -> int:
+        """Query tokens of a tile: a power of two, whole sublanes."""
+        return max(SUBLANES, 1 << (self.rows // group).bit_length() - 1)
+
+    def step(self, block_size: int) -> int:
+        """Blocks of a step."""
+        return max(1, self.keys // block_size)
+
+
+class Slots(NamedTuple):
+    """Where things stand in a line of `seen`: J blocks, of which the first `always` are not selected, then R."""
+
+    count: int
+    always: int
+    router: int
+
+    @property
+    def lanes(self) -> int:
+        return math.ceil((2 * self.count + self.router) / LANES) * LANES
+
+
+class TileOfQueries:
+    """What the rows of one tile see; `seen` [m, L] is its part of the array, the tile's first token at `position`."""
+
+    def __init__(self, seen, position, group: int, slots: Slots):
+        tokens, width = seen.shape[0], seen.shape[0] * group
+        self.ids, self.gates = seen[:, : slots.count], seen[:, slots.count : 2 * slots.count]
+        self.router = seen[:, 2 * slots.count : 2 * slots.count + slots.router]
+        self.selected = jax.lax.broadcasted_iota(jnp.int32, self.ids.shape, 1) >= slots.always
+        row = jax.lax.broadcasted_iota(jnp.int32, (tokens, width), 1) // group
+        self.mine = row == jax.lax.broadcasted_iota(jnp.int32, (tokens, width), 0)
+        self.position = position + jax.lax.broadcasted_iota(jnp.int32, (1, width), 1) // group
+
+    def lists(self, block):
+        """Which tokens list `block` in which slot, bool [m, J]; none where `block` is negative."""
+        return self.ids == jnp.where(block < 0, -2, block).astype(jnp.float32)
+
+    def gates_of(self, block):
+        """The gate of `block` for every row [1, width], `HIDDEN` for rows that do not list it."""
+        of_token = jnp.max(jnp.where(self.lists(block), self.gates, HIDDEN), axis=1, keepdims=True)
+        return jnp.max(jnp.where(self.mine, of_token, HIDDEN), axis=0, keepdims=True)
+
+    def logits(self, products, block, head_dim: int):
+        """Logits [c, width] of `block`, from its keys' `products` with the queries; `HIDDEN` where not visible."""
+        key = block * products.shape[0] + jax.lax.broadcasted_iota(jnp.int32, products.shape, 0)
+        return jnp.where(key <= self.position, products * head_dim**-0.5 + self.gates_of(block), HIDDEN)
+
+    def over_heads(self, row):
+        """Sums [1, width] over each token's heads: [m, 1]."""
+        return jnp.sum(jnp.where(self.mine, row, 0.0), axis=1, keepdims=True)
+
+
+def product(a, b, over: tuple[int, int]):
+    """`a` times `b`, contracted over one axis of each, in float32; float32 inputs at full precision."""
+    return jax.lax.dot_general(a, b, (((over[0],), (over[1],)), ((), ())), precision=matmul_precision(a.dtype),
+                               preferred_element_type=jnp.float32)
+
+
+class Ring:
+    """Copies from HBM that run up to `depth - 1` steps ahead of the arithmetic.
+
+    `copies(i, slot)` lists the copies of step i as (source, destination) pairs; all of a slot signal `arrived[slot]`.
+    """
+
+    def __init__(self, steps, depth: int, arrived, copies):
+        self.steps, self.depth, self.arrived, self.copies = steps, depth, arrived, copies
+
+    def _each(self, i):
+        slot = jax.lax.rem(i, self.depth)
+        return [pltpu.make_async_copy(*pair, self.arrived.at[slot]) for pair in self.copies(i, slot)]
+
+    def _start(self, i):
+        @pl.when(i < self.steps)
+        def _():
+            for copy in self._each(i):
+                copy.start()
+
+    def run(self, body, carry):
+        """Runs `body(i, slot, carry)` over all steps, each once its copies are there."""
+        for i in range(self.depth - 1):
+            self._start(jnp.int32(i))
+
+        def step(i, carry):
+            self._start(i + self.depth - 1)
+            for copy in self._each(i):
+                copy.wait()
+            return body(i, jax.lax.rem(i, self.depth), carry)
+
+        return jax.lax.fori_loop(0, self.steps, step, carry)
+
+
+class ListedBlocks:
+    """The blocks of a tile's list, `step` at a time; `list_ref` [1, 1, 1, 1 + room], `source` [NB, 2, c, H] in HBM."""
+
+    def __init__(self, list_ref, source, ring, arrived):
+        self.list, self.source, self.ring = list_ref, source, ring
+        self.size, self.last = source.shape[2], source.shape[0] - 1
+        self.step = ring.shape[2] // self.size
+        self.copies = Ring(pl.cdiv(list_ref[0, 0, 0, 0], self.step), ring.shape[0], arrived, self._copies)
+
+    def _ids(self, i):
+        return [self.list[0, 0, 0, 1 + i * self.step + n] for n in range(self.step)]
+
+    def _copies(self, i, slot):
+        """One copy for a block. Behind the list's end it is some block's, so that all of the ring can be read."""
+        return [(self.source.at[jnp.clip(block, 0, self.last)],
+                 self.ring.at[slot, :, pl.ds(n * self.size, self.size)]) for n, block in enumerate(self._ids(i))]
+
+    def run(self, body, carry):
+        """Runs `body(blocks, keys, values, carry)`; keys and values [step * c, H], -1 for blocks behind the end."""
+        return self.copies.run(
+            lambda i, slot, carry: body(self._ids(i), self.ring[slot, 0], self.ring[slot, 1], carry), carry)
+
+    def part(self, n: int):
+        """The keys of a step that are its n-th block's."""
+        return slice(n * self.size, (n + 1) * self.size)

@@ -1,0 +1,150 @@
+"""The TPU's kernels, interpreted: the contract's choice and attention, without races or reads of unwritten memory."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from interpreted import interpreted_kernels
+from problems import arrays, problems, value_and_grads
+from test_selective import assert_equally_good, close
+
+from subq_jax import SelectionConfig, selective_attention
+from subq_jax.attention import api
+from subq_jax.kernels.tpu.attend import attend_forward
+from subq_jax.kernels.tpu.choose import ChoiceSizes, best_blocks
+from subq_jax.kernels.tpu.limits import unsupported
+from subq_jax.kernels.tpu.lists import tile_lists
+from subq_jax.kernels.tpu.tile import AttendSizes, Slots
+from subq_jax.selection.choose import block_scores, choose_blocks
+from subq_jax.selection.inputs import SelectiveInputs
+from subq_jax.selection.tree import SummaryTree
+from subq_jax.selection.visibility import place_queries
+
+NAMES = ("q", "k", "v", "router_q", "router_k")
+
+
+@pytest.mark.parametrize("copies", ["on_wait", "eager"])
+def test_the_kernels_equal_the_reference(copies):
+    """Documents with padding, queries that start inside a block, several chunks, steps, lists and runs of tiles."""
+    config = SelectionConfig(block_size=4, num_blocks=3, local_blocks=2, sink_blocks=1)
+    documents = jnp.array([[0] * 30 + [-1] * 2 + [1] * 28])
+    where = {"segment_ids": documents, "q_offset": jnp.array([17])}
+    assert_the_kernels_equal_the_reference((arrays(1, 1, 40, 60, 2, 4), config, True, where), copies)
+
+
+@pytest.mark.slow
+@given(problems())
+@settings(max_examples=25)
+def test_the_kernels_equal_the_reference_on_drawn_problems(problem):
+    assert_the_kernels_equal_the_reference(problem)
+
+
+def assert_the_kernels_equal_the_reference(problem, copies="on_wait"):
+    values, config, gate, where = problem
+    with interpreted_kernels(copies):
+        out, selection, grads = jax.block_until_ready(value_and_grads(values, config, "tpu", gate, **where))
+    _, expected_selection, _ = value_and_grads(values, config, "reference", gate, **where)
+    assert_equally_good(selection, expected_selection, values, config)
+    expected, _, expected_grads = value_and_grads(values, config, "reference", gate, selection=selection, **where)
+    close(out, expected, "out")
+    for name, grad, wanted in zip(NAMES, grads, expected_grads, strict=True):
+        close(grad, wanted, f"gradient of {name}", 1e-4)
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(1, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)])
+def test_the_choice_is_exact_over_many_tiles_with_ties(count):
+    """Scores of few values, so that most of them tie; 5 tiles of blocks in 2 spans, candidates from any block on."""
+    config = SelectionConfig(block_size=2, num_blocks=count, local_blocks=2, sink_blocks=1)
+    keys = jax.random.split(jax.random.key(count), 2)
+    router_q = jnp.round(jax.random.normal(keys[0], (1, 30, 2, 3)))
+    summaries = jnp.round(jax.random.normal(keys[1], (1, 2, 40, 3)))
+    documents = jnp.array([[0] * 44 + [1] * 15 + [-1] + [2] * 20])
+    place = place_queries(jnp.array([50]), 30, documents, config.block_size)
+    with interpreted_kernels():
+        choose = jax.jit(lambda *x: best_blocks(*x, place, config, ChoiceSizes(16, 8, 24 * 512)))
+        ids, scores = jax.block_until_ready(choose(router_q, summaries))
+    exact = block_scores(router_q, summaries)
+    expected = choose_blocks(exact, place, config)[0]
+    np.testing.assert_array_equal(ids.swapaxes(1, 2), expected)
+    picked = jnp.take_along_axis(exact[0], jnp.maximum(expected, 0), axis=-1)
+    np.testing.assert_allclose(scores.swapaxes(1, 2), jnp.where(expected < 0, 0, picked), atol=1e-6)
+
+
+def test_neighbours_choices_change_no_bit():
+    """A row's arithmetic is that of its own blocks, whatever else its tile reads."""
+    rng = np.random.default_rng(0)
+    sizes = AttendSizes(rows=16, keys=8, depth=3)
+    q = jnp.asarray(rng.normal(size=(1, 8, 2, 8)), jnp.float32)
+    blocks = jnp.asarray(rng.normal(size=(1, 9, 2, 4, 8)), jnp.float32)
+    gates = rng.normal(size=(1, 8, 3))
+
+    @jax.jit
+    def attend(ids):
+        seen = jnp.pad(jnp.concatenate([ids, gates], axis=-1), ((0, 0), (0, 0), (0, 122)))
+        lists = tile_lists(ids, sizes.tokens(2), sizes.step(4))
+        return attend_forward(q, blocks, seen, lists, jnp.array([35]), Slots(3, 0, 0), sizes)
+
+    alone = jnp.full((1, 8, 3), -1).at[0, 0].set(jnp.array([1, 4, 7]))
+    crowd = jnp.asarray(rng.permuted(np.tile(np.arange(9), (8, 1)), axis=1)[None, :, :3], jnp.int32)
+    crowd = crowd.at[0, 0].set(alone[0, 0])
+    with interpreted_kernels():
+        (out, lse), (again, lse_again) = jax.block_until_ready((attend(alone), attend(crowd)))
+    np.testing.assert_array_equal(out[0, 0], again[0, 0])
+    np.testing.assert_array_equal(lse[0, 0, 0, :2], lse_again[0, 0, 0, :2])
+    assert not out[0, 1:].any() and again[0, 1:].all(), "rows that list nothing are zero"
+
+
+@pytest.mark.slow
+def test_bfloat16_stays_near_the_reference():
+    values = arrays(9, 1, 96, 96, 2, 2, dtype=jnp.bfloat16)
+    config = SelectionConfig(block_size=8, num_blocks=3, local_blocks=2, sink_blocks=1)
+    with interpreted_kernels():
+        out, selection, grads = jax.block_until_ready(value_and_grads(values, config, "tpu", True))
+    exact = tuple(x.astype(jnp.float32) for x in values)
+    expected, _, expected_grads = value_and_grads(exact, config, "reference", True, selection=selection)
+    assert out.dtype == jnp.bfloat16
+    for actual, wanted in zip((out, *grads), (expected, *expected_grads), strict=True):
+        error = jnp.linalg.norm((actual.astype(jnp.float32) - wanted).ravel()) / jnp.linalg.norm(wanted.ravel())
+        assert error < 2e-2
+
+
+PRODUCTION = {"heads": 16, "kv_heads": 1, "head_dim": 128, "dtype": jnp.bfloat16}
+
+
+@pytest.mark.parametrize(("change", "block_size", "num_blocks", "reason"), [
+    ({}, 64, 29, None),
+    ({"heads": 32, "kv_heads": 4, "dtype": jnp.float32}, 8, 29, None),
+    ({"dtype": jnp.float16}, 64, 29, "dtypes must be float32 or bfloat16, got float16"),
+    ({"head_dim": 64}, 64, 29, "head_dim must be a multiple of 128, got 64"),
+    ({}, 24, 29, "block_size must be a multiple of 16 in bfloat16, got 24"),
+    ({"heads": 12}, 64, 29, "query heads of a KV head must divide 128, got 12"),
+    ({}, 64, 300, "a query must see at most 256 blocks, got 303"),
+])
+def test_what_the_kernels_do_not_take_is_named(change, block_size, num_blocks, reason):
+    sizes = PRODUCTION | change
+    shape = lambda *s: jax.ShapeDtypeStruct((1, 128, *s), sizes["dtype"])
+    key = shape(sizes["kv_heads"], sizes["head_dim"])
+    router = shape(sizes["kv_heads"], 64)
+    inputs = SelectiveInputs(shape(sizes["heads"], sizes["head_dim"]), key, key, router, SummaryTree(()), *[None] * 3)
+    found = unsupported(inputs, SelectionConfig(block_size=block_size, num_blocks=num_blocks))
+    assert (found is None) if reason is None else found.startswith(reason)
+
+
+def test_other_sizes_run_as_xla_and_say_why():
+    values = arrays(0, 1, 40, 40, 1, 2)
+    config = SelectionConfig(block_size=8, num_blocks=2)
+    run = lambda implementation: jax.jit(functools.partial(
+        selective_attention, config=config, implementation=implementation))(*values)
+    with pytest.warns(UserWarning, match='implementation="tpu" falls back to "xla": head_dim must be .* got 8'):
+        out = run("tpu")
+    np.testing.assert_array_equal(out, run("xla"))
+
+
+@pytest.mark.parametrize(("backend", "devices", "name"), [("tpu", 1, "tpu"), ("tpu", 4, "xla"), ("gpu", 1, "xla")])
+def test_the_default_follows_the_backend(monkeypatch, backend, devices, name):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    assert api.default_implementation() == name
