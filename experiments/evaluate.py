@@ -116,15 +116,12 @@ def report(samples: list[dict], workdir: Path, console: Console) -> None:
                          "runs", "tasks", "lengths", "haystacks", "questions", "seed", "corpus", "no_context",
                          "workarounds", "chunk_sizes")})
     write_evaluation_plots(workdir / "plots", scores, lengths=lengths, depths=depths)
-    table = Table("task", "length", "arm", "score", "95% interval", "samples", "haystacks", "tokens read", "FLOPs",
-                  "seconds", "evidence chosen", "templates")
+    table = Table("task", "length", "arm", "score", "95% interval", "samples", "template")  # prices are in the report
     for row in scores:
         interval = "-" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
-        costs = ["-" if row[name] is None else f"{row[name]:{style}}" for name, style in (
-            ("tokens_read", ",.0f"), ("flops", ".3g"), ("seconds", ".3g"), ("evidence_recall", ".3f"))]
         table.add_row(row["task"] or "all tasks", str(row["length"]),
                       arm_name(row["mechanism"], row["budget"], row["control"]), f"{row['mean']:.3f}", interval,
-                      str(row["samples"]), str(row["haystacks"]), *costs, templates(row))
+                      str(row["samples"]), templates(row))
     console.print(table)
     console.print(f"Report: {workdir / 'report.html'}", soft_wrap=True)
 
