@@ -8,20 +8,24 @@ bytes of HBM for arguments, results and temporaries as the compiler plans them, 
 
 import itertools
 import os
-import re
 import time
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
-from jax.experimental.topologies import get_topology_desc
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
 from experiments.program import run
-from subq_jax import SelectionConfig, selective_attention
+from experiments.tpu_programs import (
+    CONFIG,
+    HEAD_DIM,
+    ROUTER_DIM,
+    compile_for,
+    forward,
+    gradient,
+    shapes_of,
+    vmem_of_kernels,
+)
 from subq_jax.files import append_row
 from subq_jax.kernels.tpu.roofline import CHIPS, kernel_work
 
@@ -32,49 +36,6 @@ _HEADS = flags.DEFINE_list("heads", ["16/1", "32/4"], "Query heads / KV heads.")
 _PASSES = flags.DEFINE_list("passes", ["forward", "gradient"], "What is compiled.")
 _ROOFLINE = flags.DEFINE_bool("roofline", False, "Print estimates instead.")
 _OVERLAP = flags.DEFINE_float("overlap", 3.0, "Union of a tile's choices over one query's, for the estimates.")
-
-HEAD_DIM, ROUTER_DIM = 128, 64
-CONFIG = SelectionConfig(block_size=64, num_blocks=29, local_blocks=2, sink_blocks=1)
-
-
-def compile_for(topology: str, function, shapes, dtype=jnp.bfloat16):
-    """`function` of arrays of `shapes`, compiled for one device of a TPU topology that need not be there."""
-    for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost")):
-        os.environ.setdefault(name, value)
-    device = get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-    mesh = Mesh(np.array([device]), ("device",))
-    whole = NamedSharding(mesh, PartitionSpec())
-    arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=whole) for shape in shapes]
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return jax.jit(function).trace(*arrays).lower(lowering_platforms=("tpu",)).compile()
-
-
-def shapes_of(length: int, heads: int, kv_heads: int):
-    """The shapes of q, k, v, router_q and router_k of one sequence."""
-    return [(1, length, n, width) for n, width in (
-        (heads, HEAD_DIM), (kv_heads, HEAD_DIM), (kv_heads, HEAD_DIM), (kv_heads, ROUTER_DIM), (kv_heads, ROUTER_DIM))]
-
-
-def forward(*arrays):
-    """Selective attention by the TPU's kernels."""
-    return selective_attention(*arrays, CONFIG, implementation="tpu")
-
-
-def gradient(*arrays):
-    """Its gradients in all five arrays."""
-    return jax.grad(lambda *x: forward(*x).astype(jnp.float32).sum(), argnums=range(5))(*arrays)
-
-
-def vmem_of_kernels(text: str) -> dict[str, int]:
-    """Bytes of VMEM that each Pallas kernel takes, from a compiled program's text."""
-    found = {}
-    for line in text.splitlines():
-        size = re.search(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"', line)
-        name = re.search(r"%(?:transpose_|jvp_)*(\w+?)_*\.?\d* = ", line)
-        if "tpu_custom_call" in line and size and name:
-            found[name.group(1)] = int(size.group(1))
-    return found
-
 
 def measure(topology: str, passes: str, length: int, heads: int, kv_heads: int) -> dict:
     """One row of results."""

@@ -18,13 +18,8 @@ from rich.table import Table
 
 from subq_jax.data.tokenizers import BpeTokenizer, ByteTokenizer, train_bpe
 from subq_jax.files import write_rows
-from subq_jax.tasks import TASKS, Request, find_task
+from subq_jax.tasks import SYNTHETIC, Request, find_task
 from subq_jax.tasks.code import source_documents
-
-CODE = tuple(name for name in TASKS if name.startswith("code_"))  # take the standard library, which is shorter
-WITH_CORPUS = ("niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery", "qa_1",
-               "qa_2", "legal_licence")
-SYNTHETIC = tuple(name for name in TASKS if name not in (*CODE, *WITH_CORPUS))
 
 _OUTPUT = flags.DEFINE_string("output", None, "File of rows to write.")
 _TASKS = flags.DEFINE_list("tasks", list(SYNTHETIC), "Tasks that need no corpus.")

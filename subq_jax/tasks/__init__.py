@@ -17,13 +17,17 @@ from subq_jax.tasks import (
 )
 from subq_jax.tasks.haystack import Haystack, Question, Request, Task
 
-__all__ = ["TASKS", "TEACHABLE", "Haystack", "Question", "Request", "Task", "find_task"]
+__all__ = ["SYNTHETIC", "TASKS", "TEACHABLE", "Haystack", "Question", "Request", "Task", "find_task"]
 
 # Modules with a tuple TASKS.
 FAMILIES = (ruler_niah, ruler_tracing, ruler_words, ruler_qa, mrcr, legal, licences, records, code)
 
 TASKS: dict[str, Task] = {task.name: task for family in FAMILIES for task in family.TASKS}
 
+CODE = tuple(task.name for task in code.TASKS)  # take the standard library where there is no corpus
+WITH_CORPUS = ("niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery", "qa_1",
+               "qa_2", "legal_licence")
+SYNTHETIC = tuple(name for name in TASKS if name not in (*CODE, *WITH_CORPUS))
 # Tasks with as many keys as training needs, of which it has its own, and no corpus.
 TEACHABLE = ("phonebook", "mqar", "niah_single_1", "niah_multikey_2", "niah_multikey_3")
 

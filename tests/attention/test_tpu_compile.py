@@ -5,7 +5,7 @@ import importlib.util
 import jax.numpy as jnp
 import pytest
 
-from experiments.compile_tpu import compile_for, forward, gradient, shapes_of, vmem_of_kernels
+from experiments.tpu_programs import compile_for, forward, gradient, shapes_of, vmem_of_kernels
 from subq_jax.kernels.tpu.roofline import CHIPS
 
 pytestmark = [
