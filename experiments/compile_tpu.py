@@ -37,6 +37,7 @@ _PASSES = flags.DEFINE_list("passes", ["forward", "gradient"], "What is compiled
 _ROOFLINE = flags.DEFINE_bool("roofline", False, "Print estimates instead.")
 _OVERLAP = flags.DEFINE_float("overlap", 3.0, "Union of a tile's choices over one query's, for the estimates.")
 
+
 def measure(topology: str, passes: str, length: int, heads: int, kv_heads: int) -> dict:
     """One row of results."""
     row = {"topology": topology, "pass": passes, "length": length, "heads": heads, "kv_heads": kv_heads}

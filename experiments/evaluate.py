@@ -19,8 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 from experiments.program import run
-from subq_jax.data import DataConfig, data_info, open_tokenizer
-from subq_jax.evaluation.answering import AnsweringModel
+from experiments.trained_model import TrainedModel
 from subq_jax.evaluation.controls import Control, answer_with, check_workarounds, controls_of
 from subq_jax.evaluation.summary import (
     best_workarounds,
@@ -30,13 +29,10 @@ from subq_jax.evaluation.summary import (
     score_table,
 )
 from subq_jax.files import append_rows, read_rows, write_rows
-from subq_jax.inference.reader import Reader
 from subq_jax.reporting.evaluation import templates, write_evaluation, write_evaluation_plots
 from subq_jax.reporting.results import arm_name
 from subq_jax.tasks import Request, Task, find_task
 from subq_jax.tasks.code import source_documents
-from subq_jax.training import train
-from subq_jax.training.workdir import stored_config
 
 _RUNS = flags.DEFINE_list("runs", [], "Folders of training runs.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for samples, scores and report.")
@@ -54,21 +50,6 @@ _AGAINST = flags.DEFINE_string("against", "dense", "Mechanism that the others ar
 _MARGIN = flags.DEFINE_float("margin", 0.02, "Difference of scores that counts as equal.", lower_bound=0.0)
 
 
-class Model:
-    """A trained run as it answers: its arm, the tasks it was trained on, its tokenizer and `text`, equal where
-    tokenizers are."""
-
-    def __init__(self, workdir: Path):
-        config = stored_config(workdir)
-        self.arm = {"mechanism": config.model.mechanism, "seed": config.seed,
-                    "budget": None if config.model.mechanism == "dense" else config.model.budget}
-        data = DataConfig.from_mapping(config.data)
-        self.taught = data.question_tasks
-        self.tokenizer, self.text = open_tokenizer(data), data_info(data).fingerprint
-        model = train(config, workdir, show_progress=False).model
-        self.answering = AnsweringModel(Reader(model), self.tokenizer, model.config)
-
-
 def asked(tasks: list[Task], lengths: list[int]) -> Iterator[tuple[Task, int, int]]:
     """(task, length, index of the haystack) of everything that is asked."""
     return itertools.product(tasks, lengths, range(_HAYSTACKS.value))
@@ -80,7 +61,9 @@ def asked_of(task: Task, length: int) -> list[Control]:
                        chunk_sizes=[int(x) for x in _CHUNK_SIZES.value])
 
 
-def evaluate_runs(models: list[Model], tasks: list[Task], lengths: list[int], samples: Path, console: Console) -> None:
+def evaluate_runs(
+    models: list[TrainedModel], tasks: list[Task], lengths: list[int], samples: Path, console: Console
+) -> None:
     """Appends what is not yet there to `samples`."""
     rows = read_rows(samples) if samples.exists() else []
     done = {(row["task"], row["length"], row["haystack"], row["mechanism"], row["budget"], row["seed"],
@@ -139,7 +122,7 @@ def main(argv: list[str]) -> None:
     try:
         tasks = [find_task(name) for name in _TASKS.value]
         check_workarounds(_WORKAROUNDS.value, [int(x) for x in _CHUNK_SIZES.value])
-        models = [Model(Path(folder).absolute()) for folder in _RUNS.value]
+        models = [TrainedModel(Path(folder).absolute()) for folder in _RUNS.value]
         workdir.mkdir(parents=True, exist_ok=True)
         evaluate_runs(models, tasks, [int(x) for x in _LENGTHS.value], workdir / "samples.jsonl", console)
         report(read_rows(workdir / "samples.jsonl"), workdir, console)

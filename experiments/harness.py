@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lm_eval.api.registry import register_model
 
-from experiments.evaluate import Model
+from experiments.trained_model import TrainedModel
 from subq_jax.data.hugging_face import HuggingFaceTokenizer, write_folder
 from subq_jax.evaluation.harness import HarnessModel
 
@@ -35,8 +35,8 @@ class TrainedRun(HarnessModel):
                  device: str | None = None):
         if str(batch_size) != "1":
             raise ValueError(f"batch_size must be 1: one request is read at a time, got {batch_size!r}")
-        model = Model(Path(workdir).absolute())
-        super().__init__(model.reader, model.tokenizer, max_length)
+        model = TrainedModel(Path(workdir).absolute())
+        super().__init__(model.answering.reader, model.tokenizer, max_length)
         if tokenizer:
             share_tokenizer(model.tokenizer, Path(tokenizer))
 

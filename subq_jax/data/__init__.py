@@ -132,16 +132,15 @@ def data_info(config: Mapping[str, Any] | DataConfig) -> DataInfo:
         from subq_jax.data import recall
 
         recall.check(config)
-        description = json.dumps([recall.VERSION, config.relevant_fields()], sort_keys=True)
-        return DataInfo(config.vocab_size, None, hashlib.sha256(description.encode()).hexdigest()[:16])
+        return DataInfo(config.vocab_size, None, _fingerprint(recall.VERSION, config.relevant_fields()))
+    from subq_jax.data.text_pipeline import TokenisedSplit
+
     if config.task == "questions":
         from subq_jax.data import questions
 
-        described = json.dumps([questions.VERSION, config.relevant_fields()], sort_keys=True)
-        fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
+        corpus = [TokenisedSplit.load(config, "validation").fingerprint] if config.text_share else []
+        fingerprint = _fingerprint(questions.VERSION, config.relevant_fields(), *corpus)
         return DataInfo(questions.tokenizer_of(config).vocab_size, None, fingerprint)
-    from subq_jax.data.text_pipeline import TokenisedSplit
-
     validation = TokenisedSplit.load(config, "validation")
     return DataInfo(validation.tokenizer.vocab_size, validation.bytes_per_token, validation.fingerprint)
 
@@ -162,3 +161,7 @@ def open_tokenizer(config: Mapping[str, Any] | DataConfig) -> Tokenizer:
     from subq_jax.data.text_pipeline import TokenisedSplit
 
     return TokenisedSplit.load(config, "validation").tokenizer
+
+
+def _fingerprint(*what: Any) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]

@@ -72,8 +72,9 @@ class HarnessModel(TemplateLM):
         answers, shortened = [], 0
         for context, settings in tqdm([request.args for request in requests], "generating", disable=disable_tqdm):
             until, num_tokens = greedy_settings(settings)
-            tokens = self._fitted(self.tok_encode(context), num_tokens)
-            shortened += len(tokens) < len(self.tok_encode(context))
+            whole = self.tok_encode(context)
+            tokens = self._fitted(whole, num_tokens)
+            shortened += len(tokens) < len(whole)
             answers.append(self._generate(tokens, until, num_tokens))
             self.cache_hook.add_partial("generate_until", (context, settings), answers[-1])
         self._warn(shortened, len(requests))
@@ -127,18 +128,16 @@ class HarnessModel(TemplateLM):
 
     def _generate(self, context: list[int], until: Sequence[str], num_tokens: int) -> str:
         read = self._read(context, num_tokens)
-        said, text = np.zeros(0, np.int32), ""
+        said, text, ended = np.zeros(0, np.int32), "", False
         step = TOKENS_BETWEEN_STOPS if until else num_tokens
-        while len(said) < num_tokens:
+        while len(said) < num_tokens and not ended:
             new = self._reader.greedy(read, said, min(step, num_tokens - len(said)), self.eot_token_id)
             said = np.concatenate([said, new.tokens])
-            ends = np.flatnonzero(said == self.eot_token_id)
-            text = self._tokenizer.decode(said[: ends[0]] if len(ends) else said)
+            ended = said[-1] == self.eot_token_id
+            text = self._tokenizer.decode(said[:-1] if ended else said)
             places = [place for stop in until if (place := text.find(stop)) >= 0]
             if places:
                 return text[: min(places)]
-            if len(ends):
-                break
         return text
 
     def _read(self, context: list[int], more: int):

@@ -17,7 +17,8 @@ from subq_jax.tasks import (
 )
 from subq_jax.tasks.haystack import Haystack, Question, Request, Task
 
-__all__ = ["SYNTHETIC", "TASKS", "TEACHABLE", "Haystack", "Question", "Request", "Task", "find_task"]
+__all__ = [
+    "CODE", "SYNTHETIC", "TASKS", "TEACHABLE", "WITH_CORPUS", "Haystack", "Question", "Request", "Task", "find_task"]
 
 # Modules with a tuple TASKS.
 FAMILIES = (ruler_niah, ruler_tracing, ruler_words, ruler_qa, mrcr, legal, licences, records, code)

@@ -1,6 +1,7 @@
 """Questions as training data: what a row holds, whose keys it has, and that a stream can be shared and continued."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -97,6 +98,16 @@ def test_text_beside_questions(source_folder, data_dir):
         np.testing.assert_array_equal(batch[name][:2], text[name])
     assert all("Each line gives" in BYTES.decode(row) for row in make_eval_batches(
         CONFIG | mixed, seed=0, block_size=16, length=768, num_batches=1, batch_size=4)[0]["inputs"])
+
+
+def test_a_corpus_that_changed_makes_other_data(source_folder, data_dir, tmp_path):
+    folder = tmp_path / "source"
+    shutil.copytree(source_folder, folder)
+    mixed = CONFIG | dict(source=str(folder), data_dir=str(data_dir), text_share=0.25, question_tasks=("mqar",))
+    before = data_info(mixed).fingerprint
+    assert before == data_info(mixed).fingerprint
+    (folder / "package0" / "module0.py").write_text("changed = True\n")
+    assert before != data_info(mixed).fingerprint
 
 
 def test_a_vocabulary_of_the_tasks_own(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from lm_eval.api.task import ConfigurableTask  # noqa: E402
 from subq_jax.data.tokenizers import ByteTokenizer  # noqa: E402
 from subq_jax.evaluation.answering import answer_questions  # noqa: E402
 from subq_jax.evaluation.harness import HarnessModel, greedy_settings  # noqa: E402
-from subq_jax.inference.reader import Reader  # noqa: E402
+from subq_jax.inference.reader import Reader, Said  # noqa: E402
 from subq_jax.model.config import DecoderConfig  # noqa: E402
 from subq_jax.model.decoder import Decoder  # noqa: E402
 from subq_jax.tasks import Haystack, Question, find_task  # noqa: E402
@@ -129,9 +129,14 @@ def test_generation_is_greedy_up_to_the_first_stop(model, monkeypatch):
 
 
 def test_generation_ends_with_the_document(model):
-    asked, end = harness(model), TOKENIZER.eos_id
-    asked._reader.greedy = lambda read, prompt, count: np.concatenate(
-        [TOKENIZER.encode("yes"), [end], TOKENIZER.encode("no" * count)])[:count]
+    asked = harness(model)
+
+    def greedy(read, prompt, count, end):
+        assert end == TOKENIZER.eos_id and not len(prompt)  # nothing is asked for after the end
+        said = np.array([*TOKENIZER.encode("yes"), end])
+        return Said(said, np.zeros(len(said)))
+
+    asked._reader.greedy = greedy
     assert asked.generate_until(requests("generate_until", ("a", {"until": ["x"]})), disable_tqdm=True) == ["yes"]
 
 
