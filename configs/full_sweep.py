@@ -26,10 +26,6 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg != "smoke":
         for section, fields in selector_search.VARIANTS["block16_1800"].items():
             needles[section].update(fields)
-        code.data.seq_len, code.data.batch_size = needles.data.seq_len, needles.data.batch_size
-        code.data.curriculum = ((0, 512), (700, 1024), (1000, 2048))
-        code.model.block_size = needles.model.block_size
-        code.training.steps = needles.training.steps
 
     config.sweep = ConfigDict()
     config.sweep.tasks = ConfigDict({
