@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from subq_jax.attention import checks
 from subq_jax.attention.reference import reference_selective_attention
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterKeys, RouterQueries, SegmentIds, Selection, Values
+from subq_jax.kernels.gpu.selective import gpu_selective_attention
 from subq_jax.kernels.tpu.selective import tpu_selective_attention
 from subq_jax.kernels.xla.selective import xla_selective_attention
 from subq_jax.selection.config import SelectionConfig
@@ -14,6 +15,7 @@ from subq_jax.selection.tree import SummaryTree, build_tree, clear_incomplete_no
 from subq_jax.selection.visibility import clear_absent_keys, clear_padding_rows
 
 IMPLEMENTATIONS = {
+    "gpu": gpu_selective_attention,
     "reference": reference_selective_attention,
     "tpu": tpu_selective_attention,
     "xla": xla_selective_attention,
@@ -47,8 +49,8 @@ def selective_attention(
     `sink_blocks` blocks, in its own and the `local_blocks - 1` blocks before it, and in the `num_blocks` blocks of
     highest `score(p, b) = router_q[p] . summary[b] / sqrt(R)` among the complete past blocks in between. With `gate`
     the score of a selected block is added to the logits of its tokens, which carries the gradient to the router.
-    The choice itself is constant under differentiation. `"xla"` and `"tpu"` have a backward pass of their own: reverse
-    mode, once.
+    The choice itself is constant under differentiation. All but `"reference"` have a backward pass of their own:
+    reverse mode, once.
 
     Args:
       q: queries [B, T, N, H]; query head n belongs to KV head n // (N // K).
@@ -65,8 +67,8 @@ def selective_attention(
       selection: int [B, T, K, M], overrides the choice. Ids that are not candidates of their query are ignored.
       tree: summaries prebuilt by `build_tree` and `update_tree` for these router keys, so that a call need not
         read them all; gradients then flow to its lowest level.
-      implementation: `"reference"` (dense, float32, for checking), `"xla"`, or `"tpu"` (Pallas kernels; sizes that
-        they do not take run as `"xla"`, with a warning that says why); default `"tpu"` on one TPU, else `"xla"`.
+      implementation: `"reference"` (dense, float32, for checking), `"xla"`, `"gpu"` or `"tpu"` (Pallas kernels; sizes
+        that they do not take run as `"xla"`, with a warning that says why); default `"tpu"` on one TPU, else `"xla"`.
       return_selection: whether to return the selection too.
 
     Returns:

@@ -96,7 +96,7 @@ def test_arrays_that_do_not_fit_together_are_named(changes, message):
      r"selection must have shape \[B, T, K, M\] = \(2, 6, 2, 2\), got \(2, 6, 2, 3\)"),
     ({"selection": jnp.zeros((2, 6, 2, 2))}, TypeError, "selection must be an integer array, got float32"),
     ({"implementation": "cuda"}, ValueError,
-     r"implementation must be one of \['reference', 'tpu', 'xla'\].*got 'cuda'"),
+     r"implementation must be one of \['gpu', 'reference', 'tpu', 'xla'\].*got 'cuda'"),
     ({"tree": ()}, TypeError, "tree must be a SummaryTree, from build_tree, got tuple"),
     ({"tree": SummaryTree(())}, ValueError, r"tree must have 1 levels for fanouts=\(\), got 0"),
     ({"tree": SummaryTree((jnp.zeros((1, 2, 3, 5)),))}, ValueError, r"tree.levels\[0\] must have shape"),

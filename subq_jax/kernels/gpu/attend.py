@@ -1,0 +1,239 @@
+"""Attention of a tile's rows to the blocks that it lists, on Hopper.
+
+One block of threads per multiprocessor walks over tiles. While the tensor core adds one step's weights times values, it
+also multiplies the next step's queries and keys, whose exponentials run beside it:
+
+    step      s                          s + 1
+    scores    [Q K^T]                    [Q K^T]
+    softmax          [max, exp]                 [max, exp]
+    values    [W V of s - 1      ]       [W V of s         ]
+
+Queries are loaded one tile ahead and outputs leave through the buffer that held them. Within a warpgroup the schedule
+is that of FlashAttention-3 (arXiv:2407.08608); between warpgroups nothing is ordered.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from subq_jax.kernels.gpu import tensor_core
+from subq_jax.kernels.gpu.lists import TileLists
+from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
+from subq_jax.kernels.gpu.tile import (
+    FLOOR,
+    HALF,
+    LOG2E,
+    PRODUCER,
+    TILE,
+    WORKERS,
+    TileShape,
+    by_row,
+    constant,
+    drain,
+    fetch_list,
+    for_each_item,
+    hide_later,
+    matrix,
+    row_positions,
+    spread,
+    token_masks,
+)
+
+KEYS, STAGES = 128, 2  # positions of a step, steps in shared memory
+REGISTERS = 232, 40  # of a thread that computes, of one that copies
+
+
+def attend(q, k, v, lists: TileLists, offset, tokens: int, block: int, ctas: int):
+    """Outputs and log-sum-exps of whole tiles.
+
+    Args:
+      q: rows [X, P * G, H], token by token, in tiles of 128.
+      k, v: [X, S, H]; S is a multiple of `block`.
+      lists: the blocks of every tile, entries in multiples of the blocks of a step.
+      offset: int32 [X], position of the first token.
+      tokens: of a tile.
+      block: positions of a block.
+      ctas: blocks of threads, one for each multiprocessor.
+
+    Returns:
+      outputs [X, P * G, H] in `q`'s dtype and log-sum-exps float32 [X, P * G]; 0 and -7e28 for rows that see nothing.
+    """
+    (count, rows, head_dim), shape = q.shape, TileShape(tokens, block, KEYS)
+    ctas = min(ctas, count * rows // TILE)
+    gates = max(32, shape.together * tokens)  # a slot of gates is a whole line of 128 bytes
+    scratch = {
+        "q_buffer": matrix(2 * WORKERS, HALF, head_dim, dtype=q.dtype),
+        "k_ring": matrix(STAGES, KEYS, head_dim, dtype=q.dtype),
+        "v_ring": matrix(STAGES, KEYS, head_dim, dtype=q.dtype),
+        "gate_ring": plgpu.SMEM((STAGES, gates), jnp.float32),
+        "lse_buffer": plgpu.SMEM((WORKERS, HALF), jnp.float32),
+        "q_full": plgpu.Barrier(num_barriers=2 * WORKERS),
+        "q_free": plgpu.Barrier(num_barriers=2 * WORKERS),
+        "k_full": plgpu.Barrier(num_arrivals=shape.together + 1, num_barriers=STAGES),
+        "v_full": plgpu.Barrier(num_arrivals=shape.together, num_barriers=STAGES),
+        "k_free": plgpu.Barrier(num_arrivals=WORKERS, num_barriers=STAGES),
+        "v_free": plgpu.Barrier(num_arrivals=WORKERS, num_barriers=STAGES),
+    }
+
+    def kernel(*refs):
+        body = functools.partial(_kernel, *refs, shape=shape, ctas=ctas)
+        pl.run_scoped(body, collective_axes="warpgroup", **scratch)
+
+    return plgpu.kernel(
+        kernel, out_type=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((count, rows), jnp.float32)],
+        grid=(ctas,), grid_names=("cta",), num_threads=WORKERS + 1, thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=True),
+    )(q, k, v, lists.entries, lists.blocks, lists.gates, offset)
+
+
+def _kernel(q, k, v, entries, blocks, gates, offset, out, lse, *, q_buffer, k_ring, v_ring, gate_ring, lse_buffer,
+            q_full, q_free, k_full, v_full, k_free, v_free, shape: TileShape, ctas: int):
+    warpgroup = lax.axis_index("warpgroup")
+    total, tiles = entries.shape[0] * entries.shape[1], entries.shape[1]
+    which = lambda item: (lax.div(item, jnp.int32(tiles)), lax.rem(item, jnp.int32(tiles)))
+    steps_of = lambda x, tile: lax.div(entries[x, tile], jnp.int32(shape.together))
+    slot_of = lambda step: lax.rem(step, jnp.int32(STAGES))
+    buffer_of = lambda number, worker: lax.rem(number, jnp.int32(2)) * WORKERS + worker
+
+    @pl.when(warpgroup < WORKERS)
+    def _():
+        plgpu.set_max_registers(REGISTERS[0], action="increase")
+        worker = _Worker(shape, q.shape[2], q.dtype, warpgroup, gate_ring)
+
+        def tile(item, number, ring):
+            x, tile = which(item)
+            steps, mine = steps_of(x, tile), buffer_of(number, warpgroup)
+            positions = row_positions(shape, offset[x] + tile * shape.tokens + warpgroup * worker.tokens)
+
+            def edge(step):
+                return positions, [blocks[x, tile, step * shape.together + j] for j in range(shape.together)]
+
+            plgpu.barrier_wait(q_full.at[mine])
+            first = slot_of(ring)
+            plgpu.barrier_wait(k_full.at[first])
+            logits = tensor_core.scores(q_buffer.at[mine], k_ring.at[first])
+            state = constant(FLOOR, (HALF,), ROWS), constant(0, (HALF,), ROWS)
+            weights, _, *state = worker.softmax(logits, *state, first, edge(jnp.int32(0)))
+            plgpu.barrier_arrive(k_free.at[first])
+
+            @pl.when(number > 0)  # the tile before has left its buffer
+            def _():
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                plgpu.barrier_arrive(q_free.at[buffer_of(number + 1, warpgroup)])
+
+            def step(s, carry, at_edge: bool):
+                sums, top, norm, weights = carry
+                slot, before = slot_of(ring + s), slot_of(ring + s - 1)
+                plgpu.barrier_wait(k_full.at[slot])
+
+                def softmax(logits):
+                    result = worker.softmax(logits, top, norm, slot, edge(s) if at_edge else None)
+                    plgpu.barrier_arrive(k_free.at[slot])
+                    return result
+
+                sums, (weights, shrink, top, norm) = tensor_core.scores_beside_product(
+                    q_buffer.at[mine], k_ring.at[slot], softmax, sums, weights, v_ring.at[before],
+                    lambda: plgpu.barrier_wait(v_full.at[before]))
+                plgpu.barrier_arrive(v_free.at[before])
+                return sums * by_row(shrink, sums), top, norm, weights
+
+            carry = constant(0, (HALF, q.shape[2]), ACC), *state, weights
+            whole = jnp.int32(1)
+            if shape.edge_steps > 1:
+                whole = jnp.minimum(steps, shape.edge_steps)
+                carry = lax.fori_loop(jnp.int32(1), whole, functools.partial(step, at_edge=True), carry)
+            sums, top, norm, weights = lax.fori_loop(whole, steps, functools.partial(step, at_edge=False), carry)
+            last = slot_of(ring + steps - 1)
+            plgpu.barrier_wait(v_full.at[last])
+            sums = tensor_core.add_product(sums, weights, v_ring.at[last])
+            plgpu.barrier_arrive(v_free.at[last])
+
+            norm = jnp.where(norm > 0, norm, jnp.float32(1))
+            q_buffer[mine] = (sums * by_row(1 / norm, sums)).astype(q.dtype)
+            lse_buffer[warpgroup] = (top + jnp.log2(norm)) * (1 / LOG2E)
+            plgpu.commit_smem()
+            rows = pl.ds(tile * TILE + warpgroup * HALF, HALF)
+            plgpu.copy_smem_to_gmem(q_buffer.at[mine], out.at[x, rows])
+            plgpu.copy_smem_to_gmem(lse_buffer.at[warpgroup], lse.at[x, rows])
+            return ring + steps
+
+        for_each_item(total, ctas, tile, jnp.int32(0))
+        plgpu.wait_smem_to_gmem(0)
+
+    @pl.when(warpgroup == PRODUCER)
+    def _():
+        plgpu.set_max_registers(REGISTERS[1], action="decrease")
+        copies = ((gates, gate_ring, k_full, k_free, "gates"), (k, k_ring, k_full, None, "blocks"),
+                  (v, v_ring, v_full, v_free, "blocks"))
+
+        def tile(item, number, ring):
+            x, tile = which(item)
+            for worker in range(WORKERS):
+                buffer = buffer_of(number, worker)
+
+                @pl.when(number > 1)
+                def _(buffer=buffer):
+                    plgpu.barrier_wait(q_free.at[buffer])
+
+                rows = pl.ds(tile * TILE + worker * HALF, HALF)
+                plgpu.copy_gmem_to_smem(q.at[x, rows], q_buffer.at[buffer], q_full.at[buffer])
+            steps = steps_of(x, tile)
+            lax.fori_loop(0, steps, lambda s, _: fetch_list(shape, s, ring + s, STAGES, x, tile, blocks, copies), None)
+            return ring + steps
+
+        number, ring = for_each_item(total, ctas, tile, jnp.int32(0))
+        drain(STAGES, ring, k_free, v_free)
+
+        @pl.when(number > 1)
+        def _():
+            for worker in range(WORKERS):
+                plgpu.barrier_wait(q_free.at[buffer_of(number, worker)])
+
+
+class _Worker:
+    """A warpgroup's arithmetic between products."""
+
+    def __init__(self, shape: TileShape, head_dim: int, dtype, warpgroup, gate_ring):
+        self.shape, self.dtype, self.warpgroup, self.gate_ring = shape, dtype, warpgroup, gate_ring
+        self.tokens = HALF // shape.group
+        self.masks = token_masks(shape, plgpu.broadcasted_iota(jnp.int32, (HALF,), 0, layout=ROWS))
+        self.scale = LOG2E / math.sqrt(head_dim)
+
+    def gates(self, slot, block: int):
+        """The gates of the step's block for every row, as powers of 2."""
+        first = block * self.shape.tokens + self.warpgroup * self.tokens
+        return spread(self.masks, [self.gate_ring[slot, first + j] * LOG2E for j in range(self.tokens)])
+
+    def softmax(self, logits, top, norm, slot, edge):
+        """A step of the running softmax.
+
+        Args:
+          logits: float32 [64, keys], not yet scaled.
+          top, norm: float32 [64], the largest logit so far (a power of 2) and the sum of weights relative to it.
+          slot: of the ring.
+          edge: None, or the rows' positions and the blocks' ids, to hide what comes later.
+
+        Returns:
+          the step's weights [64, keys] in half precision, what earlier sums shrink by, and the new `top` and `norm`.
+        """
+        size = self.shape.block
+        parts = [lax.slice(logits, (0, j * size), (HALF, (j + 1) * size)) for j in range(self.shape.together)]
+        gates = [self.gates(slot, j) for j in range(self.shape.together)]
+        if edge is not None:
+            positions, ids = edge
+            parts = [hide_later(part, positions, block * size) for part, block in zip(parts, ids, strict=True)]
+        new = top
+        for part, gate in zip(parts, gates, strict=True):
+            new = jnp.maximum(new, part.max(axis=1) * self.scale + gate)
+        shrink = jnp.exp2(top - new)
+        norm, weights = norm * shrink, []
+        for part, gate in zip(parts, gates, strict=True):
+            weight = jnp.exp2(part * self.scale - by_row(new - gate, part))
+            norm = norm + weight.sum(axis=1)
+            weights.append(weight.astype(self.dtype))
+        return lax.concatenate(weights, 1) if len(weights) > 1 else weights[0], shrink, new, norm

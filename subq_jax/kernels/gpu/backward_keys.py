@@ -1,0 +1,239 @@
+"""Gradients of keys, values and summaries: every block gathers the rows of the tokens that see it.
+
+A block's keys and values stay in shared memory while the queries of its tokens, and the outputs' gradients, pass by, 64
+rows at a time. Scores stand transposed, so that weights enter the tensor core from registers:
+
+    weights    W^T  = exp(K Q^T + gates - lse)      [64 positions, 64 rows]
+    values     dV  += W^T dO
+    keys       dK  += (W^T * (V dO^T - delta)) Q
+
+Blocks of 128 positions are shared by the two warpgroups that compute; of smaller ones each takes every other step, and
+always the same slots of the ring, since a warpgroup that misses a barrier's news once has lost count. No two add to one
+place: pieces of a block's tokens, and both warpgroups, leave partial sums that a second kernel adds in order.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from subq_jax.kernels.gpu import tensor_core
+from subq_jax.kernels.gpu.inverse import InverseLists
+from subq_jax.kernels.gpu.tensor_core import ACC, COLUMNS, ROWS
+from subq_jax.kernels.gpu.tile import (
+    HALF,
+    LOG2E,
+    PRODUCER,
+    UNSEEN,
+    WORKERS,
+    TileShape,
+    constant,
+    drain,
+    for_each_item,
+    matrix,
+    spread,
+    token_masks,
+)
+
+STAGES = 4
+REGISTERS = 232, 40
+
+
+def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, offset, tokens: int, block: int,
+                  ctas: int):
+    """Gradients along the inverse lists.
+
+    Args:
+      q, d_out: rows [X, P * G, H], token by token.
+      lse, delta: float32 [X, P * G], the forward pass's log-sum-exps and each row's sum of output times `d_out`.
+      router_q: [X, P, R].
+      k, v: [X, S, H]; S is a multiple of `block`.
+      inverse: the tokens of every block; `weights` are the gradients of its scores.
+      offset: int32 [X], position of the first token.
+      tokens: of a tile of 128 rows.
+      block: positions of a block.
+      ctas: blocks of threads, one for each multiprocessor.
+
+    Returns:
+      the gradients of `k` and `v`, in their dtype, and for every block the sum of its tokens' `router_q` times their
+      weights, float32 [X, NB, R].
+    """
+    (count, length, head_dim), width, blocks = k.shape, router_q.shape[2], k.shape[1] // block
+    shape = TileShape(tokens, block, HALF)
+    pieces = inverse.pieces.shape[1]
+    if block < HALF:  # a product has 64 rows: the next block's positions fill it up and take no part
+        k, v = (jnp.pad(x, ((0, 0), (0, HALF - block), (0, 0))) for x in (k, v))
+    step_tokens = HALF // shape.group
+    scratch = {
+        "k_buffer": matrix(shape.parts, HALF, head_dim, dtype=q.dtype),
+        "v_buffer": matrix(shape.parts, HALF, head_dim, dtype=q.dtype),
+        "q_ring": matrix(STAGES, HALF, head_dim, dtype=q.dtype),
+        "d_out_ring": matrix(STAGES, HALF, head_dim, dtype=q.dtype),
+        "stats_ring": plgpu.SMEM((STAGES, 2, HALF), jnp.float32),
+        "router_ring": plgpu.SMEM((STAGES, step_tokens, width), router_q.dtype),
+        "block_full": plgpu.Barrier(num_arrivals=2 * shape.parts),
+        "block_free": plgpu.Barrier(num_arrivals=WORKERS),
+        "full": plgpu.Barrier(num_arrivals=5 * step_tokens, num_barriers=STAGES),
+        "free": plgpu.Barrier(num_arrivals=shape.parts, num_barriers=STAGES),
+    }
+    total = count * pieces
+
+    def kernel(*refs):
+        body = functools.partial(_kernel, *refs, shape=shape, ctas=min(ctas, total))
+        pl.run_scoped(body, collective_axes="warpgroup", **scratch)
+
+    of_warpgroup = lambda *s: jax.ShapeDtypeStruct((count, pieces, WORKERS, *s), jnp.float32)
+    parts = plgpu.kernel(
+        kernel, out_type=[of_warpgroup(HALF, head_dim), of_warpgroup(HALF, head_dim), of_warpgroup(width)],
+        grid=(min(ctas, total),), grid_names=("cta",), num_threads=WORKERS + 1, thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+    )(q, d_out, lse, delta, router_q, k, v, inverse.tokens, inverse.gates, inverse.weights, inverse.pieces, offset)
+    dk, dv, side = _add_pieces(parts, inverse.first, shape.parts, q.dtype, min(ctas, count * blocks))
+    join = lambda x: x.reshape(count, blocks, -1, head_dim)[:, :, :block].reshape(count, length, head_dim)
+    return join(dk), join(dv), side
+
+
+def _kernel(q, d_out, lse, delta, router_q, k, v, tokens, gates, weights, pieces, offset, dk_out, dv_out, side_out, *,
+            k_buffer, v_buffer, q_ring, d_out_ring, stats_ring, router_ring, block_full, block_free, full, free,
+            shape: TileShape, ctas: int):
+    warpgroup = lax.axis_index("warpgroup")
+    total, per_row, step_tokens = pieces.shape[0] * pieces.shape[1], pieces.shape[1], HALF // shape.group
+    (head_dim, width), group = (q.shape[2], router_q.shape[2]), shape.group
+    which = lambda item: (lax.div(item, jnp.int32(per_row)), lax.rem(item, jnp.int32(per_row)))
+    every = WORKERS if shape.parts == 1 else 1  # of how many steps a warpgroup takes one
+    rounds_of = lambda pairs: lax.div(pairs + (every * step_tokens - 1), jnp.int32(every * step_tokens))
+    slot_of = lambda step: lax.rem(step, jnp.int32(STAGES))
+
+    @pl.when(warpgroup < WORKERS)
+    def _():
+        plgpu.set_max_registers(REGISTERS[0], action="increase")
+        mine, turn = (warpgroup, jnp.int32(0)) if every == 1 else (jnp.int32(0), warpgroup)
+        masks = token_masks(shape, plgpu.broadcasted_iota(jnp.int32, (HALF,), 0, layout=COLUMNS))
+        row = plgpu.broadcasted_iota(jnp.int32, (HALF, HALF), 0, layout=ACC) + mine * HALF
+        down = lambda x: lax.broadcast_in_dim(x, (HALF, HALF), [1])
+        scale = LOG2E / math.sqrt(head_dim)
+
+        def piece(item, _, ring):
+            x, number = which(item)
+            block, begin, edge, end = (pieces[x, number, j] for j in range(4))
+            rounds = rounds_of(end - begin)
+            plgpu.barrier_wait(block_full)
+
+            def step(i, sums, at_edge: bool):
+                dk, dv, side = sums
+                s = i * every + turn
+                slot, pair = slot_of(ring + s), begin + s * step_tokens
+                inside = [pair + j < end for j in range(step_tokens)]
+                at = [jnp.minimum(pair + j, end - 1) for j in range(step_tokens)]
+                gate = [jnp.where(some, gates[x, e] * LOG2E, UNSEEN) for some, e in zip(inside, at, strict=True)]
+                plgpu.barrier_wait(full.at[slot])
+                logits, d_weights = tensor_core.two_scores(
+                    k_buffer.at[mine], q_ring.at[slot], v_buffer.at[mine], d_out_ring.at[slot])
+                sums, deltas = (plgpu.load(stats_ring.at[slot, j], layout=COLUMNS, optimized=False) for j in range(2))
+                weight = jnp.exp2(logits * scale - down(sums * LOG2E - spread(masks, gate)))
+                if at_edge:
+                    first = offset[x] - block * shape.block
+                    last = [jnp.clip(tokens[x, e] + first, -1, shape.block - 1).astype(jnp.float32) for e in at]
+                    weight = jnp.where(row.astype(jnp.float32) <= down(spread(masks, last)), weight, 0.0)
+                d_logits = weight * (d_weights - down(deltas))
+                dv, dk = tensor_core.add_two_products(
+                    dv, weight.astype(q.dtype), d_out_ring.at[slot], dk, d_logits.astype(q.dtype), q_ring.at[slot])
+                for j, (some, e) in enumerate(zip(inside, at, strict=True)):
+                    row_q = plgpu.load(router_ring.at[slot, j], layout=ROWS, optimized=False)
+                    side = side + row_q.astype(jnp.float32) * jnp.where(some & (mine == 0), weights[x, e], 0.0)
+                plgpu.barrier_arrive(free.at[slot])
+                return dk, dv, side
+
+            at_edge = rounds_of(edge - begin) if shape.block >= HALF else rounds
+            sums = constant(0, (HALF, head_dim), ACC), constant(0, (HALF, head_dim), ACC), constant(0, (width,), ROWS)
+            sums = lax.fori_loop(jnp.int32(0), at_edge, functools.partial(step, at_edge=True), sums)
+            dk, dv, side = lax.fori_loop(at_edge, rounds, functools.partial(step, at_edge=False), sums)
+            plgpu.barrier_arrive(block_free)
+
+            @pl.when(end > begin)
+            def _():
+                dk_out[x, number, warpgroup] = dk * (1 / math.sqrt(head_dim))
+                dv_out[x, number, warpgroup] = dv
+                side_out[x, number, warpgroup] = side
+
+            return ring + rounds * every
+
+        for_each_item(total, ctas, piece, jnp.int32(0))
+
+    @pl.when(warpgroup == PRODUCER)
+    def _():
+        plgpu.set_max_registers(REGISTERS[1], action="decrease")
+
+        def piece(item, count, ring):
+            x, number = which(item)
+            block, begin, end = pieces[x, number, 0], pieces[x, number, 1], pieces[x, number, 3]
+
+            @pl.when(count > 0)
+            def _():
+                plgpu.barrier_wait(block_free)
+
+            for source, target in ((k, k_buffer), (v, v_buffer)):
+                for part in range(shape.parts):
+                    rows = pl.ds(block * shape.block + part * HALF, HALF)
+                    plgpu.copy_gmem_to_smem(source.at[x, rows], target.at[part], block_full)
+
+            def fetch(s, carry):
+                now = ring + s
+                slot = slot_of(now)
+
+                @pl.when(now >= STAGES)
+                def _():
+                    plgpu.barrier_wait(free.at[slot])
+
+                for j in range(step_tokens):
+                    token = tokens[x, jnp.minimum(begin + s * step_tokens + j, end - 1)]
+                    rows, here = pl.ds(token * group, group), pl.ds(j * group, group)
+                    for source, target in ((q, q_ring.at[slot, here]), (d_out, d_out_ring.at[slot, here]),
+                                           (lse, stats_ring.at[slot, 0, here]), (delta, stats_ring.at[slot, 1, here])):
+                        plgpu.copy_gmem_to_smem(source.at[x, rows], target, full.at[slot])
+                    plgpu.copy_gmem_to_smem(router_q.at[x, token], router_ring.at[slot, j], full.at[slot])
+                return carry
+
+            steps = rounds_of(end - begin) * every
+            lax.fori_loop(0, steps, fetch, None)
+            return ring + steps
+
+        count, ring = for_each_item(total, ctas, piece, jnp.int32(0))
+        drain(STAGES, ring, free)
+        plgpu.barrier_wait(block_free)
+
+
+def _add_pieces(parts, first, halves: int, dtype, ctas: int):
+    """Sums of every block's pieces, in order: two [X, NB, halves * 64, H] in `dtype`, and float32 [X, NB, R]."""
+    (rows, _, _, positions, head_dim), width, blocks = parts[0].shape, parts[2].shape[3], first.shape[1] - 1
+
+    def kernel(dk_parts, dv_parts, side_parts, first, dk, dv, side):
+        def add(item, _, carry):
+            x, block = lax.div(item, jnp.int32(blocks)), lax.rem(item, jnp.int32(blocks))
+            span = first[x, block], first[x, block + 1]
+
+            def total(source, which, shape, layout):
+                def piece(i, sums):
+                    for warpgroup in which:
+                        sums = sums + plgpu.load(source.at[x, i, warpgroup], layout=layout, optimized=False)
+                    return sums
+
+                return lax.fori_loop(*span, piece, constant(0, shape, layout))
+
+            for source, target in ((dk_parts, dk), (dv_parts, dv)):
+                for half in range(halves):
+                    which = range(WORKERS) if halves == 1 else (half,)
+                    target[x, block, half] = total(source, which, (positions, head_dim), ACC).astype(dtype)
+            side[x, block] = total(side_parts, range(WORKERS), (width,), ROWS)
+            return carry
+
+        for_each_item(rows * blocks, ctas, add, None)
+
+    of_block = jax.ShapeDtypeStruct((rows, blocks, halves, positions, head_dim), dtype)
+    return plgpu.kernel(
+        kernel, out_type=[of_block, of_block, jax.ShapeDtypeStruct((rows, blocks, width), jnp.float32)], grid=(ctas,),
+        grid_names=("cta",))(*parts, first)

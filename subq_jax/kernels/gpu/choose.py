@@ -1,0 +1,212 @@
+"""Scoring and choosing in one Hopper kernel: no array of scores leaves the chip.
+
+Two warpgroups own 64 queries each and keep the best blocks found so far in registers; a third copies the summaries, a
+tile of blocks at a time, into a ring that both read:
+
+                 one tile of blocks
+    64 queries  [ scores           ]   insert the best    [ M best scores | their ids ]
+                [                  ]  ----------------->  [               |           ]
+                [                  ]   while any beats
+                                       the M-th so far
+
+A tile is searched for its best block as often as the query with the most newcomers needs; a stream in random order
+holds about M / i newcomers in its i-th tile, so that most tiles need few searches. Tiles behind the last candidate of
+128 queries are not visited, and only those at the ends of their range compare ids with what is a candidate.
+
+Exact, ties included: blocks come in ascending order and the best is taken from the lowest index, so that a newcomer
+must beat the worst block held strictly, and among equally bad ones the one of highest index leaves.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from subq_jax.kernels.gpu import tensor_core
+from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
+from subq_jax.kernels.gpu.tile import HALF, PRODUCER, WORKERS, drain, for_each_item, matrix
+from subq_jax.selection.summaries import score_scale
+
+QUERIES = HALF * WORKERS  # of a block of threads
+RING_BYTES = 128 << 10  # of shared memory for summaries
+LOWEST = float(jnp.finfo(jnp.float32).min)  # of what a candidate can score, so that it beats an empty slot
+NONE = jnp.iinfo(jnp.int32).max
+
+
+def best_blocks(router_q, summaries, low, high, count: int, ctas: int, tile: int | None = None):
+    """The contract's flat choice.
+
+    Args:
+      router_q: [X, P, R], P a multiple of 128.
+      summaries: [X, NB, R], NB a multiple of `tile`.
+      low, high: int32 [X, P], first and last candidate; the last lies before the first where there is none.
+      count: blocks to choose, M.
+      ctas: blocks of threads, one for each multiprocessor.
+      tile: summaries compared at a time; default `tile_of(count)`.
+
+    Returns:
+      block ids int32 [X, P, M'] descending, then -1, and their scores float32 [X, P, M'], 0 where the id is -1. M' is M
+      rounded up to a multiple of 8.
+    """
+    tile = tile_of(count) if tile is None else tile
+    (rows, padded, width), held = router_q.shape, -(-count // 8) * 8
+    itemsize = router_q.dtype.itemsize
+    stages = max(2, min(8, RING_BYTES // (tile * width * itemsize)))
+    total = rows * padded // QUERIES
+    ctas = min(ctas, total)
+    scratch = {
+        "q_buffer": matrix(WORKERS, HALF, width, dtype=router_q.dtype),
+        "ring": matrix(stages, tile, width, dtype=router_q.dtype),
+        "q_full": plgpu.Barrier(num_barriers=WORKERS),
+        "q_free": plgpu.Barrier(num_barriers=WORKERS),
+        "full": plgpu.Barrier(num_barriers=stages),
+        "free": plgpu.Barrier(num_arrivals=WORKERS, num_barriers=stages),
+    }
+
+    def kernel(*refs):
+        body = functools.partial(_kernel, *refs, tile=tile, count=count, ctas=ctas)
+        pl.run_scoped(body, collective_axes="warpgroup", **scratch)
+
+    results = [jax.ShapeDtypeStruct((rows, padded, held), dtype) for dtype in (jnp.int32, jnp.float32)]
+    return plgpu.kernel(
+        kernel, out_type=results, grid=(ctas,), grid_names=("cta",), num_threads=WORKERS + 1, thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=True),
+    )(router_q, summaries, low, high, _spans(low, high, tile, summaries.shape[1]))
+
+
+def tile_of(count: int) -> int:
+    """Summaries compared at a time: scores, ids and a tile's scores share a thread's registers."""
+    return 128 if count <= 64 else 64
+
+
+def _spans(low, high, tile: int, num_blocks: int):
+    """Tiles that 128 queries visit: [begin, a) and [b, end) hold blocks that are no candidates of some, [a, b) none.
+
+    Returns:
+      (begin, a, b, end), int32 [X, P / 128, 4].
+    """
+    low, high = (x.reshape(x.shape[0], -1, QUERIES) for x in (low, high))
+    some = high >= low
+    end = -(-jnp.where(some, high + 1, 0).max(axis=-1) // tile)
+    begin = jnp.minimum(jnp.where(some, low, num_blocks).min(axis=-1) // tile, end)
+    a = jnp.clip(-(-low.max(axis=-1) // tile), begin, end)
+    b = jnp.clip((high.min(axis=-1) + 1) // tile, a, end)
+    return jnp.stack([begin, a, b, end], axis=-1).astype(jnp.int32)
+
+
+def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buffer, ring, q_full, q_free, full, free,
+            tile: int, count: int, ctas: int):
+    warpgroup = lax.axis_index("warpgroup")
+    (rows, tiles), (stages, width), held_slots = spans.shape[:2], ring.shape[::2], ids_out.shape[2]
+    which = lambda item: (lax.div(item, jnp.int32(tiles)), lax.rem(item, jnp.int32(tiles)))
+    my_rows = lambda query_tile, worker: pl.ds(query_tile * QUERIES + worker * HALF, HALF)
+    slot_of = lambda step: lax.rem(step, jnp.int32(stages))
+    wide = lambda x, columns: lax.broadcast_in_dim(x, (HALF, columns), [0])
+
+    @pl.when(warpgroup < WORKERS)
+    def _():
+        plgpu.set_max_registers(232, action="increase")
+        column = plgpu.broadcasted_iota(jnp.int32, (HALF, tile), 1, layout=ACC)
+        place = plgpu.broadcasted_iota(jnp.int32, (HALF, held_slots), 1, layout=ACC)
+
+        def query_tile(item, _, step):
+            x, query_tile = which(item)
+            mine = my_rows(query_tile, warpgroup)
+            begin, a, b, end = (spans[x, query_tile, j] for j in range(4))
+            first, last = (plgpu.load(y.at[x, mine], layout=ROWS, optimized=False) for y in (low, high))
+            plgpu.barrier_wait(q_full.at[warpgroup])
+
+            def visit(i, held, at_edge: bool):
+                slot = slot_of(step + i - begin)
+                plgpu.barrier_wait(full.at[slot])
+                scores = tensor_core.scores(q_buffer.at[warpgroup], ring.at[slot]) * score_scale(width)
+                plgpu.barrier_arrive(free.at[slot])
+                scores = jnp.maximum(scores, LOWEST)
+                if at_edge:
+                    inside = (column >= wide(first - i * tile, tile)) & (column <= wide(last - i * tile, tile))
+                    scores = jnp.where(inside, scores, -jnp.inf)
+                worst = held[0].min(axis=1)
+                better = jnp.where(scores > wide(worst, tile), jnp.float32(1), jnp.float32(0)).sum(axis=1)
+                newcomers = jnp.minimum(better.max().astype(jnp.int32), jnp.int32(count))
+                insert = functools.partial(_insert, first=i * tile, column=column, wide=wide)
+                return lax.fori_loop(0, newcomers, insert, (scores, worst, *held))[2:]
+
+            # Empty slots have ids below 0, each another; what fills the last 8 up beats every score and never leaves.
+            held = jnp.where(place < count, jnp.float32(-jnp.inf), jnp.float32(jnp.inf)), -1 - place
+            held = lax.fori_loop(begin, a, functools.partial(visit, at_edge=True), held)
+            held = lax.fori_loop(a, b, functools.partial(visit, at_edge=False), held)
+            held = lax.fori_loop(b, end, functools.partial(visit, at_edge=True), held)
+            plgpu.barrier_arrive(q_free.at[warpgroup])
+            ids_out[x, mine], scores_out[x, mine] = _descending(*held, count=count, place=place, wide=wide)
+            return step + end - begin
+
+        for_each_item(rows * tiles, ctas, query_tile, jnp.int32(0))
+
+    @pl.when(warpgroup == PRODUCER)
+    def _():
+        plgpu.set_max_registers(40, action="decrease")
+
+        def query_tile(item, number, step):
+            x, query_tile = which(item)
+            begin, end = spans[x, query_tile, 0], spans[x, query_tile, 3]
+            for worker in range(WORKERS):
+                @pl.when(number > 0)
+                def _(worker=worker):
+                    plgpu.barrier_wait(q_free.at[worker])
+
+                source = router_q.at[x, my_rows(query_tile, worker)]
+                plgpu.copy_gmem_to_smem(source, q_buffer.at[worker], q_full.at[worker])
+
+            def fetch(i, carry):
+                now = step + i - begin
+                slot = slot_of(now)
+
+                @pl.when(now >= stages)
+                def _():
+                    plgpu.barrier_wait(free.at[slot])
+
+                plgpu.copy_gmem_to_smem(summaries.at[x, pl.ds(i * tile, tile)], ring.at[slot], full.at[slot])
+                return carry
+
+            lax.fori_loop(begin, end, fetch, None)
+            return step + end - begin
+
+        _, steps = for_each_item(rows * tiles, ctas, query_tile, jnp.int32(0))
+        drain(stages, steps, free)
+        for worker in range(WORKERS):
+            plgpu.barrier_wait(q_free.at[worker])
+
+
+def _insert(_, state, *, first, column, wide):
+    """The best block of every query's tile, which starts at block `first`, replaces the worst held if better."""
+    scores, worst, held, ids = state
+    tile, slots = scores.shape[1], held.shape[1]
+    best = scores.max(axis=1)
+    where = jnp.where(scores == wide(best, tile), column, jnp.int32(tile)).min(axis=1)
+    scores = jnp.where(column == wide(where, tile), jnp.float32(-jnp.inf), scores)
+    leaving = jnp.where(held == wide(worst, slots), ids, jnp.int32(-NONE)).max(axis=1)
+    taken = (ids == wide(leaving, slots)) & (wide(best, slots) > wide(worst, slots))
+    held = jnp.where(taken, wide(best, slots), held)
+    ids = jnp.where(taken, wide(where + first, slots), ids)
+    return scores, held.min(axis=1), held, ids
+
+
+def _descending(held, ids, *, count: int, place, wide):
+    """What is held in the order of ids, highest first: ids, then -1, and scores, then 0."""
+    slots = held.shape[1]
+
+    def take(j, state):
+        left, ids, scores = state
+        highest = left.max(axis=1)
+        here = left == wide(highest, slots)
+        score = jnp.where(here, held, jnp.float32(-jnp.inf)).max(axis=1)
+        some = highest >= 0
+        ids = jnp.where(place == j, wide(jnp.where(some, highest, jnp.int32(-1)), slots), ids)
+        scores = jnp.where(place == j, wide(jnp.where(some, score, jnp.float32(0)), slots), scores)
+        return jnp.where(here, jnp.int32(-NONE), left), ids, scores
+
+    nothing = jnp.minimum(place, -1), jnp.where(place >= 0, jnp.float32(0), held)  # in registers as `held` is
+    return lax.fori_loop(0, count, take, (ids, *nothing))[1:]

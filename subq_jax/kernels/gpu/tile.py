@@ -1,0 +1,147 @@
+"""What the kernels of attention share: a tile's rows, the blocks it lists, and the persistent loop over tiles.
+
+A tile is 128 rows: all query heads of 128 / G neighbouring tokens and one KV head, token by token. Two warpgroups own
+64 rows each and share the blocks that a third fetches:
+
+    worker 0   rows  0 .. 63    token 0, heads 0 .. G-1
+                                token 1, ...                 producer: for every entry of the tile's list
+    worker 1   rows 64 .. 127   ...                                    gates, keys and values -> ring in shared memory
+
+The list of a tile is the union of its tokens' blocks, descending, so that blocks in which some row's own position lies
+come first. Beside each block stand the tile's gates for it, `UNSEEN` for tokens that do not list it: added to the
+logits, they make those weights exact zeros, whatever else the row has seen.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
+
+TILE, HALF, WORKERS = 128, 64, 2  # rows of a tile and of a warpgroup, warpgroups that compute
+PRODUCER = WORKERS  # the warpgroup that copies
+UNSEEN, FLOOR = -1e30, -1e29  # the gate of a block that is not seen, and the running maximum before the first that is
+LOG2E = math.log2(math.e)
+
+
+class TileShape(NamedTuple):
+    """Static sizes of a kernel over tiles."""
+
+    tokens: int  # of a tile
+    block: int  # positions
+    keys: int  # positions of a step
+
+    @property
+    def group(self) -> int:
+        """Rows of a token."""
+        return TILE // self.tokens
+
+    @property
+    def together(self) -> int:
+        """Blocks of a step."""
+        return max(1, self.keys // self.block)
+
+    @property
+    def parts(self) -> int:
+        """Steps of a block."""
+        return max(1, self.block // self.keys)
+
+    @property
+    def edge_blocks(self) -> int:
+        """Blocks that consecutive tokens of a tile can stand in."""
+        return -(-(self.tokens + self.block - 1) // self.block)
+
+    @property
+    def edge_steps(self) -> int:
+        """Steps in which a row may see part of a block."""
+        return -(-self.edge_blocks * self.parts // self.together)
+
+
+def matrix(*shape: int, dtype):
+    """Shared memory [..., rows, columns] as tensor cores read it."""
+    columns = 128 // jnp.dtype(dtype).itemsize
+    return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128)))
+
+
+def for_each_item(total: int, ctas: int, body, carry):
+    """`carry = body(item, number, carry)` over this block's share of `total` items; `number` counts them."""
+    mine = lax.axis_index("cta")
+    count = lax.div(jnp.int32(total) - mine + (ctas - 1), jnp.int32(ctas))
+    return count, lax.fori_loop(jnp.int32(0), count, lambda n, c: body(mine + n * ctas, n, c), carry)
+
+
+def token_masks(shape: TileShape, iota):
+    """1.0 where a row (or column) belongs to the j-th token of a warpgroup's 64 rows, for every j."""
+    owns = lambda j: (iota >= j * shape.group) & (iota < (j + 1) * shape.group)
+    return [jnp.where(owns(j), jnp.float32(1), jnp.float32(0)) for j in range(HALF // shape.group)]
+
+
+def spread(masks, numbers):
+    """One number for each token -> one for each of the rows that `masks` belong to."""
+    total = masks[0] * numbers[0]
+    for mask, number in zip(masks[1:], numbers[1:], strict=True):
+        total = total + mask * number
+    return total
+
+
+def row_positions(shape: TileShape, first):
+    """Positions int32 [64] of a warpgroup's rows, the first at `first`."""
+    row = plgpu.broadcasted_iota(jnp.int32, (HALF,), 0, layout=ROWS)
+    token = jnp.zeros_like(row)
+    for j in range(1, HALF // shape.group):
+        token = token + (row >= j * shape.group).astype(jnp.int32)
+    return token + first
+
+
+def hide_later(logits, positions, first):
+    """-inf where a key, the first at position `first`, comes after its row's position."""
+    key = plgpu.broadcasted_iota(jnp.int32, logits.shape, 1, layout=ACC) + first
+    return jnp.where(key <= lax.broadcast_in_dim(positions, logits.shape, [0]), logits, -jnp.inf)
+
+
+def by_row(x, like):
+    """[64] -> [64, n]."""
+    return lax.broadcast_in_dim(x, like.shape, [0])
+
+
+def constant(value, shape, layout):
+    """An array in registers."""
+    return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
+
+
+def fetch_list(shape: TileShape, step, ring_step, stages: int, x, tile, lists, copies):
+    """The producer's step: waits for room and copies what each of `copies` = (source, target, full, free, what) asks.
+
+    `what` is "gates" or "blocks"; barriers count one arrival for each copy.
+    """
+    slot = lax.rem(ring_step, jnp.int32(stages))
+    ids = [lists[x, tile, lax.div(step, jnp.int32(shape.parts)) * shape.together + j] for j in range(shape.together)]
+    part = lax.rem(step, jnp.int32(shape.parts)) * shape.keys
+    size = min(shape.keys, shape.block)
+    for source, target, full, free, what in copies:
+        if free is not None:
+            @pl.when(ring_step >= stages)
+            def _(free=free):
+                plgpu.barrier_wait(free.at[slot])
+        if what == "gates":
+            count = shape.together * shape.tokens
+            first = lax.div(step, jnp.int32(shape.parts)) * count
+            plgpu.copy_gmem_to_smem(
+                source.at[x, tile, pl.ds(first, count)], target.at[slot, pl.ds(0, count)], full.at[slot])
+            continue
+        for j, block in enumerate(ids):
+            plgpu.copy_gmem_to_smem(source.at[x, pl.ds(block * shape.block + part, size)],
+                                    target.at[slot, pl.ds(j * size, size)], full.at[slot])
+
+
+def drain(stages: int, steps, *barriers):
+    """Waits until the last use of every slot of a ring is over, so that no barrier is left with news unread."""
+    for slot in range(stages):
+        @pl.when(steps > slot)
+        def _(slot=slot):
+            for barrier in barriers:
+                plgpu.barrier_wait(barrier.at[slot])

@@ -1,0 +1,104 @@
+"""The GPU's kernels on a CPU: copies and barriers simulated, only the tensor cores' products computed directly.
+
+    NPROC=16 python tests/attention/simulated_gpu.py PROBLEM
+
+The simulator's threads wait for each other inside jax's pool of threads, whose size `NPROC` fixes when jax starts: with
+as many as there are cores they may wait for ever, so that problems run in processes of their own. Its detector of races
+takes the plain reads of the products below for reads that a later copy could overtake, as a tensor core's cannot be; it
+is off.
+"""
+
+import contextlib
+import sys
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from problems import arrays, value_and_grads
+
+from subq_jax import SelectionConfig
+from subq_jax.kernels.gpu import selective, tensor_core
+
+
+def scores(left, right):
+    return lax.dot_general(left[...], right[...], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def two_scores(left, right, other_left, other_right):
+    return scores(left, right), scores(other_left, other_right)
+
+
+def add_product(total, weights, values):
+    return total + lax.dot_general(
+        weights, values[...], (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def add_two_products(total, weights, values, other_total, other_weights, other_values):
+    return add_product(total, weights, values), add_product(other_total, other_weights, other_values)
+
+
+def scores_beside_product(left, right, meanwhile, total, weights, values, values_ready):
+    logits = scores(left, right)
+    values_ready()
+    result = meanwhile(logits)
+    return add_product(total, weights, values), result
+
+
+@contextlib.contextmanager
+def simulated_gpu(**changes):
+    """`implementation="gpu"` runs simulated inside, at any size, on two multiprocessors."""
+    products = [scores, two_scores, add_product, add_two_products, scores_beside_product]
+    plain = mock.patch.multiple(tensor_core, **{product.__name__: product for product in products})
+    sizes = mock.patch.multiple(selective, **{"MULTIPROCESSORS": 2, "unsupported": lambda *_: None} | changes)
+    with plain, sizes, plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(uninitialized_memory="nan")):
+        yield
+
+
+def packed_documents():
+    """Queries that start inside a block, documents with padding behind, two KV heads, groups that are filled up."""
+    config = SelectionConfig(block_size=32, num_blocks=2, local_blocks=2, sink_blocks=1)
+    documents = jnp.array([[0] * 190 + [-1] * 2 + [1] * 38])
+    return arrays(1, 1, 60, 230, 2, 4, head_dim=64, router_dim=64), config, True, {
+        "segment_ids": documents, "q_offset": jnp.array([165])}
+
+
+def one_head_for_all():
+    """16 heads on one, several tiles of blocks to choose from, keys beyond the last query, a partial last block."""
+    config = SelectionConfig(block_size=32, num_blocks=3, local_blocks=1, sink_blocks=2)
+    return arrays(2, 1, 40, 470, 1, 16, head_dim=64, router_dim=64), config, True, {
+        "q_offset": jnp.array([413]), "kv_length": jnp.array([459])}
+
+
+def large_blocks():
+    """Blocks of 128, which two warpgroups share in the backward pass; two sequences, no gate."""
+    config = SelectionConfig(block_size=128, num_blocks=1, local_blocks=1, sink_blocks=1)
+    return arrays(3, 2, 24, 600, 1, 16, head_dim=64, router_dim=64), config, False, {
+        "q_offset": jnp.array([500, 576])}
+
+
+def middle_blocks():
+    """Blocks of 64 and head dimension 128, as in production; a tree chooses, so that the kernel that chooses rests."""
+    config = SelectionConfig(block_size=64, num_blocks=2, local_blocks=2, sink_blocks=1, fanouts=(2,), beam_width=4)
+    return arrays(4, 1, 24, 640, 1, 8, head_dim=128, router_dim=64), config, True, {}
+
+
+def main(name: str):
+    """Compares outputs, selection and gradients of a problem with the reference."""
+    from test_selective import assert_equally_good, close
+
+    values, config, gate, where = globals()[name]()
+    with simulated_gpu():
+        out, selection, grads = jax.block_until_ready(value_and_grads(values, config, "gpu", gate, **where))
+    _, expected_selection, _ = value_and_grads(values, config, "reference", gate, **where)
+    assert_equally_good(selection, expected_selection, values, config)
+    expected, _, expected_grads = value_and_grads(values, config, "reference", gate, selection=selection, **where)
+    close(out, expected, "out")
+    for argument, grad, wanted in zip(("q", "k", "v", "router_q", "router_k"), grads, expected_grads, strict=True):
+        close(grad, wanted, f"gradient of {argument}", 1e-4)
+    print("equal")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

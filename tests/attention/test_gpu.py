@@ -1,0 +1,91 @@
+"""The GPU's kernels: equal to the reference in a simulation, and lowered for CUDA at production shapes."""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import arrays
+
+from subq_jax import SelectionConfig, selective_attention
+from subq_jax.kernels.gpu.limits import tokens_of_tile, unsupported
+from subq_jax.selection.inputs import SelectiveInputs
+from subq_jax.selection.tree import SummaryTree
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("problem", ["packed_documents", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in ("one_head_for_all", "large_blocks", "middle_blocks"))])
+def test_the_kernels_equal_the_reference(problem):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NPROC": "16"}
+    command = [sys.executable, str(Path(__file__).with_name("simulated_gpu.py")), problem]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "equal\n"
+
+
+PRODUCTION = {"heads": 16, "kv_heads": 1, "head_dim": 128, "router_dim": 64, "dtype": jnp.bfloat16}
+
+
+def production_shapes(length=1 << 20, **changes):
+    sizes = PRODUCTION | changes
+    shape = lambda heads, width: jax.ShapeDtypeStruct((1, length, heads, width), sizes["dtype"])
+    key, router = (shape(sizes["kv_heads"], sizes[width]) for width in ("head_dim", "router_dim"))
+    return shape(sizes["heads"], sizes["head_dim"]), key, key, router, router
+
+
+@pytest.mark.parametrize(("changes", "block_size", "num_blocks"), [
+    ({}, 64, 29),
+    pytest.param({}, 64, 125, marks=pytest.mark.slow),
+    pytest.param({"length": 12 << 20}, 64, 29, marks=pytest.mark.slow),
+    ({"heads": 32, "kv_heads": 4, "length": 1 << 17, "router_dim": 256}, 128, 13),
+    pytest.param({"heads": 6, "head_dim": 64, "length": 1 << 17, "dtype": jnp.float16}, 32, 29, marks=pytest.mark.slow),
+])
+def test_forward_and_backward_lower_for_cuda(changes, block_size, num_blocks):
+    config = SelectionConfig(block_size=block_size, num_blocks=num_blocks)
+
+    def loss(*values):
+        return selective_attention(*values, config, implementation="gpu").astype(jnp.float32).sum()
+
+    traced = jax.jit(jax.grad(loss, argnums=range(5))).trace(*production_shapes(**changes))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    kernels = 7  # choose, lists, attend; lists again, queries, keys, the sums of their pieces
+    assert text.count("custom_call @mosaic_gpu") == kernels
+
+
+@pytest.mark.parametrize(("changes", "block_size", "num_blocks", "reason"), [
+    ({}, 64, 29, None),
+    ({"dtype": jnp.float16, "heads": 5, "head_dim": 64}, 32, 128, None),
+    ({"dtype": jnp.float32}, 64, 29, "dtypes must be bfloat16 or float16, got float32"),
+    ({"head_dim": 96}, 64, 29, "head_dim must be one of (64, 128), got 96"),
+    ({}, 16, 29, "block_size must be one of (32, 64, 128), got 16"),
+    ({"heads": 64}, 64, 29, "query heads of a KV head must be at most 32, got 64"),
+    ({}, 64, 300, "num_blocks must be at most 128, got 300"),
+    ({"router_dim": 96}, 64, 29, "router_dim must be a multiple of 64 up to 256, got 96"),
+])
+def test_what_the_kernels_do_not_take_is_named(changes, block_size, num_blocks, reason):
+    q, k, v, router_q, _ = production_shapes(128, **changes)
+    found = unsupported(SelectiveInputs(q, k, v, router_q, SummaryTree(()), *[None] * 3),
+                        SelectionConfig(block_size=block_size, num_blocks=num_blocks))
+    assert (found is None) if reason is None else found.startswith(reason)
+
+
+def test_other_sizes_run_as_xla_and_say_why():
+    values = arrays(0, 1, 40, 40, 1, 2)
+    config = SelectionConfig(block_size=8, num_blocks=2)
+    run = lambda implementation: jax.jit(functools.partial(
+        selective_attention, config=config, implementation=implementation))(*values)
+    with pytest.warns(UserWarning, match='implementation="gpu" falls back to "xla": dtypes must be .* got float32'):
+        out = run("gpu")
+    np.testing.assert_array_equal(out, run("xla"))
+
+
+@pytest.mark.parametrize(("group", "tokens"), [(1, 16), (7, 16), (8, 16), (9, 8), (16, 8), (32, 4)])
+def test_tiles_hold_whole_tokens(group, tokens):
+    assert tokens_of_tile(group) == tokens

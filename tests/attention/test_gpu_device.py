@@ -1,0 +1,49 @@
+"""The GPU's kernels on a GPU: `JAX_PLATFORMS=cuda python -m pytest -m gpu tests/attention`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import arrays, value_and_grads
+from test_selective import assert_equally_good
+
+from subq_jax import SelectionConfig
+
+pytestmark = pytest.mark.gpu
+
+CASES = {
+    "production": ((1, 2048, 2048, 1, 16), {"head_dim": 128}, {"block_size": 64, "num_blocks": 13}, jnp.bfloat16, {}),
+    "four KV heads": ((1, 1024, 2048, 4, 8), {"head_dim": 128}, {"block_size": 64, "num_blocks": 29}, jnp.bfloat16, {}),
+    "small": ((2, 1000, 1500, 2, 5), {"head_dim": 64}, {"block_size": 32, "num_blocks": 7}, jnp.float16,
+              {"q_offset": jnp.array([3, 431]), "kv_length": jnp.array([1200, 1500])}),
+    "large blocks": ((1, 1500, 3000, 1, 32), {"head_dim": 128}, {"block_size": 128, "num_blocks": 5}, jnp.bfloat16, {}),
+    "many blocks": ((1, 1024, 8192, 1, 16), {"head_dim": 128}, {"block_size": 32, "num_blocks": 125}, jnp.bfloat16, {}),
+    "wide router": ((1, 700, 1300, 1, 8), {"head_dim": 64, "router_dim": 256}, {"block_size": 32, "num_blocks": 9},
+                    jnp.bfloat16, {}),
+}
+
+
+@pytest.mark.parametrize("gate", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_the_kernels_equal_the_reference(case, gate):
+    sizes, widths, selection, dtype, where = CASES[case]
+    values = arrays(5, *sizes, dtype=dtype, **({"router_dim": 64} | widths))
+    config = SelectionConfig(local_blocks=2, sink_blocks=1, **selection)
+    out, chosen, grads = value_and_grads(values, config, "gpu", gate, **where)
+    again = value_and_grads(values, config, "gpu", gate, **where)
+    for first, second in zip(jax.tree.leaves((out, chosen, grads)), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(first, second, err_msg="the same bits every time")
+
+    _, expected_chosen, _ = value_and_grads(values, config, "reference", gate, **where)
+    assert_equally_good(chosen, expected_chosen, values, config)
+    exact = tuple(x.astype(jnp.float32) for x in values)
+    expected, _, expected_grads = value_and_grads(exact, config, "reference", gate, selection=chosen, **where)
+    assert error(out, expected) < 1e-2
+    for name, grad, wanted in zip(("q", "k", "v", "router_q", "router_k"), grads, expected_grads, strict=True):
+        assert error(grad, wanted) < 2e-2, name
+
+
+def error(actual, expected) -> float:
+    """Norm of the difference over that of what is expected; 0 where both are 0."""
+    difference = jnp.linalg.norm((actual.astype(jnp.float32) - expected).ravel())
+    return float(difference / jnp.maximum(jnp.linalg.norm(expected.ravel()), 1e-20))
