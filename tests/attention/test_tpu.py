@@ -1,6 +1,7 @@
 """The TPU's kernels, interpreted: the contract's choice and attention, without races or reads of unwritten memory."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from test_selective import assert_equally_good, close
 
 from subq_jax import SelectionConfig, selective_attention
 from subq_jax.attention import api
+from subq_jax.kernels.tpu import selective
 from subq_jax.kernels.tpu.attend import attend_forward
 from subq_jax.kernels.tpu.choose import ChoiceSizes, best_blocks
 from subq_jax.kernels.tpu.limits import unsupported
@@ -33,6 +35,31 @@ def test_the_kernels_equal_the_reference(copies):
     documents = jnp.array([[0] * 30 + [-1] * 2 + [1] * 28])
     where = {"segment_ids": documents, "q_offset": jnp.array([17])}
     assert_the_kernels_equal_the_reference((arrays(1, 1, 40, 60, 2, 4), config, True, where), copies)
+
+
+@pytest.mark.parametrize(("queries", "kv_heads", "copies"), [
+    (1, 2, "eager"), (3, 1, "on_wait"), pytest.param(6, 3, "eager", marks=pytest.mark.slow)])
+def test_decoding_equals_the_reference_and_reads_nothing_absent(queries, kv_heads, copies):
+    """A few queries of caches filled to different lengths, with NaN behind; one document ends in the last tokens."""
+    config = SelectionConfig(block_size=4, num_blocks=2, local_blocks=2, sink_blocks=1)
+    values = list(arrays(3, 3, queries, 120, kv_heads, 2))
+    length = jnp.array([120, 77, queries])
+    where = {"kv_length": length}
+    if queries == 3:
+        documents = jnp.where(jnp.arange(120)[None] < 118, 0, -1).repeat(3, axis=0)
+        where = {"segment_ids": documents.at[2, 100:].set(-1), "q_offset": jnp.array([116, 80, 98])}
+        length = jnp.array([118, 118, 100])
+    absent = (jnp.arange(120)[None] >= length[:, None])[..., None, None]
+    values[1:3] = (jnp.where(absent, jnp.nan, x) for x in values[1:3])
+    spy = mock.patch.object(selective, "attend_cache", wraps=selective.attend_cache)
+    with spy as attend_cache, interpreted_kernels(copies):
+        out, selection, grads = jax.block_until_ready(value_and_grads(values, config, "tpu", True, **where))
+    attend_cache.assert_called_once()
+    finite = [jnp.nan_to_num(x) for x in values]
+    expected, _, expected_grads = value_and_grads(finite, config, "reference", True, selection=selection, **where)
+    close(out, expected, "out")
+    for name, grad, wanted in zip(NAMES, grads, expected_grads, strict=True):
+        close(grad, wanted, f"gradient of {name}", 1e-4)
 
 
 @pytest.mark.slow

@@ -105,7 +105,7 @@ def _kernel(run_ref, offset_ref, block_ref, names_ref, q_ref, d_out_ref, stats_r
 
         def body(i, slot, carry):
             for n in range(together):
-                tile = TileOfQueries(seen_ring[slot, n], offset + tile_at(i, n) * tokens, group, slots)
+                tile = TileOfQueries(seen_ring[slot, n], offset, tile_at(i, n) * tokens, group, slots)
                 add(q_ring[slot, n], d_out_ring[slot, n], stats_ring[slot, n], tile, jnp.where(at(i, n) < last, b, -1))
             return carry
 

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from subq_jax.kernels.tpu.tile import LANES
+from subq_jax.kernels.xla.selective import few_queries
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 
@@ -21,6 +22,9 @@ def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
         return f"block_size must be a multiple of {rows[inputs.q.dtype]} in {inputs.q.dtype}, got {config.block_size}"
     if LANES % (heads // kv_heads):
         return f"query heads of a KV head must divide {LANES}, got {heads // kv_heads}"
+    if few_queries(inputs.q, inputs.k, config) and inputs.k.shape[1] % config.block_size:
+        return (f"a cache must hold a multiple of block_size={config.block_size} positions to be decoded from, "
+                f"got {inputs.k.shape[1]}")
     slots = config.sink_blocks + config.local_blocks + config.num_blocks
     if slots > MAX_SLOTS:
         return f"a query must see at most {MAX_SLOTS} blocks, got {slots}"
