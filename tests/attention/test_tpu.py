@@ -149,13 +149,17 @@ PRODUCTION = {"heads": 16, "kv_heads": 1, "head_dim": 128, "dtype": jnp.bfloat16
     ({}, 24, 29, "block_size must be a multiple of 16 in bfloat16, got 24"),
     ({"heads": 12}, 64, 29, "query heads of a KV head must divide 128, got 12"),
     ({}, 64, 300, "a query must see at most 256 blocks, got 303"),
+    ({}, 8192, 4, "a kernel must fit 16 MiB of VMEM, got 53 MiB for head_dim=128, block_size=8192 and 16 query heads"),
+    ({"head_dim": 1024, "heads": 64, "dtype": jnp.float32}, 64, 29, "a kernel must fit 16 MiB of VMEM, got "),
+    ({"keys": 8001}, 64, 29, "a cache must hold a multiple of block_size=64 positions to be decoded from, got 8001"),
 ])
 def test_what_the_kernels_do_not_take_is_named(change, block_size, num_blocks, reason):
     sizes = PRODUCTION | change
-    shape = lambda *s: jax.ShapeDtypeStruct((1, 128, *s), sizes["dtype"])
-    key = shape(sizes["kv_heads"], sizes["head_dim"])
-    router = shape(sizes["kv_heads"], 64)
-    inputs = SelectiveInputs(shape(sizes["heads"], sizes["head_dim"]), key, key, router, SummaryTree(()), *[None] * 3)
+    shape = lambda *s: jax.ShapeDtypeStruct((1, *s), sizes["dtype"])
+    queries, keys = (2, sizes["keys"]) if "keys" in sizes else (128, 128)
+    key = shape(keys, sizes["kv_heads"], sizes["head_dim"])
+    q, router_q = (shape(queries, *s) for s in ((sizes["heads"], sizes["head_dim"]), (sizes["kv_heads"], 64)))
+    inputs = SelectiveInputs(q, key, key, router_q, SummaryTree(()), *[None] * 3)
     found = unsupported(inputs, SelectionConfig(block_size=block_size, num_blocks=num_blocks))
     assert (found is None) if reason is None else found.startswith(reason)
 

@@ -17,11 +17,11 @@ from experiments.tpu_programs import (
     why_not,
 )
 from subq_jax.kernels.tpu.roofline import CHIPS
+from subq_jax.kernels.tpu.tile import VMEM
 
 pytestmark = [pytest.mark.tpu_compile, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
 KERNELS = {"best_blocks", "attend_listed_blocks", "backward_queries", "backward_keys"}
-VMEM = 16 * 2**20  # what every generation gives a kernel without being asked
 MILLION = 1 << 20
 
 

@@ -29,6 +29,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from subq_jax.kernels.tpu.tile import (
     NOTHING,
+    PARALLEL,
     AttendSizes,
     ListedBlocks,
     Slots,
@@ -69,7 +70,7 @@ def attend_forward(q, blocks, seen, lists, offset, slots: Slots, sizes: AttendSi
             pltpu.VMEM((sizes.depth, 2, keys, head_dim), q.dtype),
             pltpu.VMEM((head_dim, width), jnp.float32),
             pltpu.SemaphoreType.DMA((sizes.depth,))],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        compiler_params=PARALLEL,
         name="attend_listed_blocks",
     )(lists, offset, seen, q.reshape(rows, padded * group, head_dim), blocks)
     return out.reshape(q.shape), lse

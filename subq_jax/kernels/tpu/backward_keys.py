@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from subq_jax.kernels.tpu.lists import NAMES
-from subq_jax.kernels.tpu.tile import AttendSizes, Ring, Slots, TileOfQueries, product
+from subq_jax.kernels.tpu.tile import PARALLEL, AttendSizes, Ring, Slots, TileOfQueries, product
 
 
 def backward_keys(q, d_out, stats, blocks, seen, runs, names, offset, slots: Slots, sizes: AttendSizes,
@@ -57,7 +57,7 @@ def backward_keys(q, d_out, stats, blocks, seen, runs, names, offset, slots: Slo
             room((2, width), jnp.float32), room((tokens, slots.lanes), jnp.float32),
             pltpu.VMEM((2, size, head_dim), jnp.float32), pltpu.VMEM((1, max(router, 1)), jnp.float32),
             pltpu.SemaphoreType.DMA, pltpu.SemaphoreType.DMA((sizes.depth,))],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        compiler_params=PARALLEL,
         name="backward_keys",
     )(runs, offset, blocks, names, whole(q), whole(d_out), stats, seen)
     return d_blocks, d_summaries[:, :, 0]

@@ -18,7 +18,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from subq_jax.kernels.tpu.attend import specs_of_tile, tile_of
-from subq_jax.kernels.tpu.tile import AttendSizes, ListedBlocks, Slots, TileOfQueries, beside_each_other, product
+from subq_jax.kernels.tpu.tile import (
+    PARALLEL,
+    AttendSizes,
+    ListedBlocks,
+    Slots,
+    TileOfQueries,
+    beside_each_other,
+    product,
+)
 
 
 def backward_queries(q, d_out, stats, blocks, seen, lists, offset, slots: Slots, sizes: AttendSizes):
@@ -49,7 +57,7 @@ def backward_queries(q, d_out, stats, blocks, seen, lists, offset, slots: Slots,
             pltpu.VMEM((sizes.depth, 2, keys, head_dim), q.dtype),
             pltpu.VMEM((head_dim, width), jnp.float32),
             pltpu.SemaphoreType.DMA((sizes.depth,))],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        compiler_params=PARALLEL,
         name="backward_queries",
     )(lists, offset, seen, whole(q), whole(d_out), stats, blocks)
     return dq.reshape(q.shape), d_gates

@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from subq_jax.kernels.tpu.attend import softmax_over, specs_of_tile, tile_of
-from subq_jax.kernels.tpu.tile import AttendSizes, ListedBlocks, Slots, TileOfQueries
+from subq_jax.kernels.tpu.tile import PARALLEL, AttendSizes, ListedBlocks, Slots, TileOfQueries
 
 
 def attend_cache(q, k, v, seen, lists, offset, block_size: int, slots: Slots, sizes: AttendSizes):
@@ -55,7 +55,7 @@ def attend_cache(q, k, v, seen, lists, offset, block_size: int, slots: Slots, si
             pltpu.VMEM((sizes.depth, 2, sizes.step(size) * size, head_dim), q.dtype),
             pltpu.VMEM((head_dim, width), jnp.float32),
             pltpu.SemaphoreType.DMA((sizes.depth,))],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        compiler_params=PARALLEL,
         name="attend_cache",
     )(lists, offset, seen, q.reshape(batch, padded * group, head_dim), rows(k), rows(v))
     return out.reshape(q.shape)

@@ -105,8 +105,7 @@ def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, 
     blocks = key_value_blocks(k, v, present, config.block_size)
 
     def chunk(queries: _Queries):
-        tiles = _lay_out(config, queries, blocks)
-        out, lse = attend_forward(*tiles, ATTEND_SIZES)
+        out, lse = attend_forward(*_lay_out(config, queries, blocks), sizes_for(q, k))
         return unfold_queries(out[:, : queries.q.shape[1]], q.shape[0]), lse
 
     queries = _Queries(q, router_q if gate else router_q[..., :0], place, chosen, scores)
@@ -119,18 +118,19 @@ def _attend_backward(config, gate, residuals, d_out):
     queries, k, v, router_q, summaries, present, out, lse = residuals
     (batch, length, kv_heads), num_queries = k.shape[:3], d_out.shape[1]
     blocks, rows = key_value_blocks(k, v, present, config.block_size), chunk_queries(d_out, k)
+    sizes = sizes_for(d_out, k)
     scale = score_scale(router_q.shape[-1])
 
     def chunk(sums, args):
         queries, d_out, out, lse = args
         tiles = _lay_out(config, queries, blocks)
-        tokens = ATTEND_SIZES.tokens(tiles.q.shape[2])
+        tokens = sizes.tokens(tiles.q.shape[2])
         d_out, out = (whole_tiles(fold_queries(x, kv_heads), tokens) for x in (d_out, out))
         stats = jnp.concatenate([lse, row_delta(d_out, out).reshape(lse.shape)], axis=2)
-        dq, d_gates = backward_queries(tiles.q, d_out, stats, *tiles[1:], ATTEND_SIZES)
+        dq, d_gates = backward_queries(tiles.q, d_out, stats, *tiles[1:], sizes)
         inverse = tiles_of_blocks(tiles.lists, blocks.shape[1])
         parts = backward_keys(tiles.q, d_out, stats, blocks, tiles.seen, *inverse, tiles.offset, tiles.slots,
-                              ATTEND_SIZES, k.dtype if sums is None else jnp.float32)
+                              sizes, k.dtype if sums is None else jnp.float32)
         sums = parts if sums is None else jax.tree.map(jnp.add, sums, parts)
         dq = unfold_queries(dq[:, : queries.q.shape[1]], batch)
         if not gate:
@@ -166,13 +166,14 @@ def _attend_few(config, gate, q, k, v, router_q, summaries, chosen, scores, plac
 def _attend_few_forward(config, gate, *arrays):
     q, k, v, router_q, _, chosen, scores, place, _ = arrays
     (batch, queries), kv_heads, size = q.shape[:2], k.shape[2], config.block_size
-    tokens = ATTEND_SIZES.tokens(q.shape[2] // kv_heads)
+    sizes = sizes_for(q, k)
+    tokens = sizes.tokens(q.shape[2] // kv_heads)
     slots, seen, ids = what_is_seen(config, _Queries(q, router_q[..., :0], place, chosen, scores), 1)
     lines = lambda x: whole_tiles(
         unfold_keys(x, batch).reshape(batch, queries * kv_heads, *x.shape[2:]), tokens, fill=-1)
-    lists = tile_lists(lines(ids), tokens, ATTEND_SIZES.step(size * kv_heads))
+    lists = tile_lists(lines(ids), tokens, sizes.step(size * kv_heads))
     out = attend_cache(lines(fold_queries(q, kv_heads)), k, v, lines(seen), lists, place.position[:, 0], size, slots,
-                       ATTEND_SIZES)
+                       sizes)
     return out[:, : queries * kv_heads].reshape(q.shape), arrays
 
 
@@ -185,6 +186,11 @@ def _attend_few_backward(config, gate, arrays, d_out):
 
 
 _attend_few.defvjp(_attend_few_forward, _attend_few_backward)
+
+
+def sizes_for(q, k) -> AttendSizes:
+    """Static sizes for queries [B, T, N, H] and keys [B, S, K, H]."""
+    return ATTEND_SIZES.fit(q.shape[2] // k.shape[2], q.shape[3], q.dtype.itemsize)
 
 
 def chunk_queries(q, k) -> int:
@@ -209,9 +215,10 @@ class _Tiles(NamedTuple):
 
 def _lay_out(config, queries: _Queries, blocks) -> _Tiles:
     kv_heads = queries.router_q.shape[2]
-    tokens = ATTEND_SIZES.tokens(queries.q.shape[2] // kv_heads)
+    sizes = sizes_for(queries.q, queries.router_q)
+    tokens = sizes.tokens(queries.q.shape[2] // kv_heads)
     slots, seen, ids = what_is_seen(config, queries, tokens)
-    lists = tile_lists(ids, tokens, ATTEND_SIZES.step(config.block_size))
+    lists = tile_lists(ids, tokens, sizes.step(config.block_size))
     rows = whole_tiles(fold_queries(queries.q, kv_heads), tokens)
     return _Tiles(rows, blocks, seen, lists, queries.place.position[:, 0], slots)
 

@@ -19,7 +19,10 @@ from subq_jax.kernels.xla.tile import NO_KEYS
 from subq_jax.selection.choose import matmul_precision
 
 LANES, SUBLANES = 128, 8
+VMEM = 16 << 20  # bytes that every generation gives a kernel without being asked
 HIDDEN = float(jnp.finfo(jnp.float32).min)
+# Every copy's place is clipped to its array: checking it again took a third of the scalar unit's time for each copy.
+PARALLEL = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), disable_bounds_checks=True)
 NOTHING = 2 * NO_KEYS  # below every gate, above what is hidden: exp(HIDDEN - NOTHING) is 0
 
 
@@ -27,17 +30,34 @@ class AttendSizes(NamedTuple):
     """Static sizes: rows (token, head) of a tile, keys handled at a time, steps whose keys are on their way."""
 
     rows: int = LANES
-    keys: int = 512
+    keys: int = 1024
     depth: int = 4
-    tiles: int = 4  # tiles of queries that a key block handles at a time
+    tiles: int = 8  # tiles of queries that a key block handles at a time
+    room: int = 4 << 20  # bytes of VMEM for what is on its way, half as many for products of queries and keys
 
     def tokens(self, group: int) -> int:
         """Query tokens of a tile: a power of two, whole sublanes."""
         return max(SUBLANES, 1 << (self.rows // group).bit_length() - 1)
 
     def step(self, block_size: int) -> int:
-        """Blocks of a step."""
-        return max(1, self.keys // block_size)
+        """Blocks of a step: they are unrolled, so that many small ones would fill VMEM with what is held of each."""
+        return max(1, min(16, self.keys // block_size))
+
+    def fit(self, group: int, head_dim: int, itemsize: int) -> "AttendSizes":
+        """With as many keys and tiles as there is room for; wide heads and large groups take fewer."""
+        width, line = self.tokens(group) * group, head_dim * itemsize
+        keys = min(self.keys, self.room // (2 * self.depth * line), self.room // (8 * width))
+        return self._replace(keys=keys, tiles=max(1, min(self.tiles, self.room // (2 * self.depth * width * line))))
+
+    def vmem(self, group: int, head_dim: int, itemsize: int, block_size: int, lanes: int) -> int:
+        """About the bytes of VMEM that the hungriest kernel needs; a fifth is for what the compiler spills."""
+        tokens = self.tokens(group)
+        width, keys, line = tokens * group, self.step(block_size) * block_size, head_dim * itemsize
+        seen = 4 * tokens * lanes
+        queries = (2 * self.depth * keys + 6 * width) * line + 8 * width * (keys + head_dim) + 2 * seen
+        of_tile = 2 * width * (line + 16) + seen
+        keys = self.depth * self.tiles * of_tile + 8 * block_size * (line + head_dim + 2 * width)
+        return max(queries, keys) * 5 // 4
 
 
 class Slots(NamedTuple):
