@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from interpreted import interpreted_kernels
 from problems import arrays, problems, value_and_grads
 from test_selective import assert_equally_good, close
@@ -20,6 +20,7 @@ from subq_jax.kernels.tpu.choose import ChoiceSizes, best_blocks
 from subq_jax.kernels.tpu.limits import unsupported
 from subq_jax.kernels.tpu.lists import tile_lists
 from subq_jax.kernels.tpu.tile import AttendSizes, Slots
+from subq_jax.kernels.xla.selective import few_queries
 from subq_jax.selection.choose import block_scores, choose_blocks
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.tree import SummaryTree
@@ -66,6 +67,8 @@ def test_decoding_equals_the_reference_and_reads_nothing_absent(queries, kv_head
 @given(problems())
 @settings(max_examples=25)
 def test_the_kernels_equal_the_reference_on_drawn_problems(problem):
+    (q, k, *_), config, *_ = problem
+    assume(not few_queries(q, k, config) or k.shape[1] % config.block_size == 0)  # the others run as xla
     assert_the_kernels_equal_the_reference(problem)
 
 
