@@ -9,6 +9,11 @@ export MALLOC_MMAP_THRESHOLD_ := 4000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 export MALLOC_ARENA_MAX := 1
 
+# Where there is no TPU libtpu only compiles for one, and must not ask the cloud for it.
+ifeq ($(wildcard /dev/accel* /dev/vfio/*),)
+export TPU_SKIP_MDS_QUERY := 1
+endif
+
 .PHONY: sweep test test-full lint clean
 
 sweep: $(VENV)/.installed  ## the main job: train and compare the mechanisms on recall and code, write a report

@@ -5,6 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 JAX = "jax>=0.11.2,<0.13"
+TPU = "jax[tpu]>=0.11.2,<0.13"
+# libtpu compiles for TPUs on any such machine, so that tests of the kernels need none.
+LIBTPU = f'{TPU}; sys_platform == "linux" and platform_machine == "x86_64"'
 # transformers brings the tokenizers that its RULER tasks measure prompts with; PyTorch is not needed.
 HARNESS = ["lm_eval[ruler]>=0.4.13", "transformers>=5"]
 EVALUATE = ["bm25s>=0.3.16"]  # retrieval, for the work-arounds that long context is compared with
@@ -37,9 +40,9 @@ setup(
     ],
     extras_require={
         "gpu": ["jax[cuda13]>=0.11.2,<0.13"],
-        "tpu": ["jax[tpu]>=0.11.2,<0.13"],
+        "tpu": [TPU],
         "evaluate": EVALUATE,
         "harness": HARNESS,
-        "dev": [*EVALUATE, "pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.17"],
+        "dev": [*EVALUATE, LIBTPU, "pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.17"],
     },
 )

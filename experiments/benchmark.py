@@ -113,8 +113,13 @@ def measure(path: Path, lengths: list[int], cases: list[Case], console: Console)
                     console.print(f"{case.mechanism} {case.task} at {length}: left out, "
                                   "it would take more than --max_seconds")
                     continue
+                try:
+                    cost = case.cost(length)
+                except (NotImplementedError, jax.errors.JaxRuntimeError) as error:  # not taken, or too large
+                    console.print(f"{case.mechanism} {case.task} at {length}: left out, {str(error).splitlines()[0]}")
+                    continue
                 row = {"task": case.task, "mechanism": case.mechanism, "budget": case.budget, "seed": 0,
-                       "status": "ok", "length": length, "train_length": length} | case.cost(length)
+                       "status": "ok", "length": length, "train_length": length} | cost
                 last[case] = row
                 rows.append(row)
                 append_row(file, row)

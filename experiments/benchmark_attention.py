@@ -6,6 +6,10 @@ fitted slopes, and log-log plots. With `--fanouts` the arms with a router choose
 checked at the shortest length against the float32 reference before anything is timed. A length that an arm cannot
 finish within `--max_seconds` (judged from the one before) is left out and said so. Random inputs are the worst case
 for locality.
+
+On a TPU `dense` is JAX's splash attention, and selective attention runs its kernels there if the shapes are theirs:
+`--head_dim=128 --dtype=bfloat16`. Without a TPU `--estimate_for=v5e` compiles both for one and prints what they need
+and the roofline of each kernel, in place of times.
 """
 
 import functools
@@ -18,6 +22,7 @@ from experiments.benchmark import (
     BLOCK,
     BUDGET,
     DTYPE,
+    FANOUTS,
     HEAD_DIM,
     HEADS,
     KV_HEADS,
@@ -29,11 +34,13 @@ from experiments.benchmark import (
     run,
     start,
 )
+from experiments.dense_kernels import dense_kernel
 from experiments.timing import compiled_cost
+from experiments.tpu_estimates import Program, estimate
+from experiments.tpu_programs import why_not
 from subq_jax import selective_attention
 from subq_jax.attention import (
     block_mean_attention,
-    dense_attention,
     global_token_attention,
     learned_router_attention,
     oracle_topk_attention,
@@ -46,6 +53,8 @@ from subq_jax.attention.learned_router import Index, choose_tokens
 from subq_jax.attention.mechanisms import MECHANISMS, ROUTED, SELECTING
 from subq_jax.attention.oracle_topk import oracle_selection
 from subq_jax.attention.random_blocks import random_selection
+from subq_jax.kernels.tpu.choose import ChoiceSizes, best_blocks
+from subq_jax.kernels.tpu.roofline import CHIPS, dense_work, kernel_work
 from subq_jax.kernels.xla.selective import choose
 from subq_jax.model.indexer import INDEX_HEADS
 from subq_jax.selection.tree import build_tree
@@ -53,19 +62,32 @@ from subq_jax.selection.tree import build_tree
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Folder for the results.")
 _LENGTHS = flags.DEFINE_list("lengths", ["4096", "8192", "16384", "32768", "65536"], "Context lengths, in tokens.")
 _MECHANISMS = flags.DEFINE_list("mechanisms", list(MECHANISMS), f"Some of {MECHANISMS}.")
+_ESTIMATE_FOR = flags.DEFINE_enum("estimate_for", None, list(CHIPS), "Compile for this TPU and estimate, run nothing.")
 
+WITH_KERNELS = ("dense", "selective")
+OVERLAPS = (1.0, 3.0, 8.0)  # all neighbours agree, as trained routers showed, none of a tile's 8 tokens agrees
 STAGES = ("choosing", "forward", "forward_backward")
 METRICS = {"seconds": "seconds", "temp_bytes": "temporaries (bytes)"}
 
 
-@functools.lru_cache(maxsize=1)
-def make_inputs(length: int) -> tuple[jax.Array, ...]:
-    """q, k, v, router_q, router_k of one random sequence; router features are non-negative as a trained model's."""
-    keys = jax.random.split(jax.random.key(length), 5)
+def platform() -> str:
+    """Where the arms run: the default backend, or the TPU that they are compiled for."""
+    return "tpu" if _ESTIMATE_FOR.value else jax.default_backend()
+
+
+def input_shapes(length: int) -> list[tuple[int, ...]]:
+    """Shapes of q, k, v, router_q, router_k of one sequence."""
     heads = (HEADS.value, KV_HEADS.value, KV_HEADS.value, KV_HEADS.value, KV_HEADS.value)
     widths = (HEAD_DIM.value,) * 3 + (ROUTER_DIM.value,) * 2
-    values = [jax.random.normal(key, (1, length, n, h), jnp.dtype(DTYPE.value))
-              for key, n, h in zip(keys, heads, widths, strict=True)]
+    return [(1, length, n, width) for n, width in zip(heads, widths, strict=True)]
+
+
+@functools.lru_cache(maxsize=1)
+def make_inputs(length: int) -> tuple[jax.Array, ...]:
+    """Random q, k, v, router_q, router_k; router features are non-negative as a trained model's."""
+    keys = jax.random.split(jax.random.key(length), 5)
+    values = [jax.random.normal(key, shape, jnp.dtype(DTYPE.value))
+              for key, shape in zip(keys, input_shapes(length), strict=True)]
     return *values[:3], *map(jax.nn.softplus, values[3:])
 
 
@@ -74,7 +96,8 @@ def arm_function(name: str):
     mechanism = arm(name)
     match name:
         case "dense":
-            return lambda q, k, v, *router: dense_attention(q, k, v)
+            attend = dense_kernel(platform(), HEAD_DIM.value)[1]
+            return lambda q, k, v, *router: attend(q, k, v)
         case "sliding_window":
             return lambda q, k, v, *router: sliding_window_attention(q, k, v, mechanism.budget)
         case "global_token":
@@ -84,12 +107,18 @@ def arm_function(name: str):
                 q, k, v, slot_query, mechanism.budget - slots, BLOCK.value)
     config = mechanism.selection_config()
     if name in ROUTED:
-        return functools.partial(selective_attention, config=config)
+        # On a host with several TPUs the default is XLA: one sequence here is one device's.
+        return functools.partial(selective_attention, config=config, implementation=implementation())
     if name == "learned_router":
         return lambda q, k, v, *router: learned_router_attention(q, k, v, make_index(*router), config)
     attend = {"block_mean": block_mean_attention, "random_blocks": random_blocks_attention,
               "oracle_topk": oracle_topk_attention}[name]
     return lambda q, k, v, *router: attend(q, k, v, config)
+
+
+def implementation() -> str | None:
+    """The implementation of selective attention that is timed; None for the default."""
+    return "tpu" if platform() == "tpu" else None
 
 
 def choosing_function(name: str):
@@ -107,7 +136,10 @@ def choosing_function(name: str):
                 return random_selection(place, config, k.shape[2])
             case "block_mean":
                 router_q, router_k = group_mean(q, k.shape[2]), k
-        return choose(router_q, build_tree(router_k, config), place, config)
+        tree = build_tree(router_k, config)
+        if implementation() == "tpu" and name in ROUTED and not config.fanouts:
+            return best_blocks(router_q, tree.levels[0], place, config, ChoiceSizes())
+        return choose(router_q, tree, place, config)
 
     return choose_for
 
@@ -125,9 +157,10 @@ def with_gradients(function, used: int):
 
 
 def selective_error(values) -> float:
-    """Relative error of the default implementation against the float32 reference given the same selection."""
+    """Relative error of what is timed against the float32 reference given the same selection."""
     config = arm("selective").selection_config()
-    out, selection = jax.jit(lambda *x: selective_attention(*x, config, return_selection=True))(*values)
+    out, selection = jax.jit(lambda *x: selective_attention(
+        *x, config, implementation=implementation(), return_selection=True))(*values)
     exact = [x.astype(jnp.float32) for x in values]
     rows = slice(-min(256, out.shape[1]), None)  # the last queries see the most; the reference holds T x S
     expected = jax.jit(lambda q, k, v, router_q, router_k, ids: selective_attention(
@@ -150,9 +183,39 @@ def stage_function(name: str, stage: str):
     return function if stage == "forward" else with_gradients(function, used=5 if name in ROUTED else 3)
 
 
+def programs_to_estimate(lengths: list[int]) -> list[Program]:
+    """The arms that have kernels of their own, forward and with gradients."""
+    programs = []
+    for length in lengths:
+        for name in (name for name in _MECHANISMS.value if name in WITH_KERNELS):
+            for stage in STAGES[1:]:
+                work = {overlap: _work(name, stage, length, overlap) for overlap in OVERLAPS}
+                used = 3 if name == "dense" else 5
+                programs.append(Program(name, stage, length, stage_function(name, stage), input_shapes(length)[:used],
+                                        work))
+    return programs
+
+
+def _work(name: str, stage: str, length: int, overlap: float):
+    """The work of a stage's kernels by name; a backward stage's includes the forward pass."""
+    if name == "dense":
+        work, count = dense_work(length, HEADS.value, HEAD_DIM.value), 1
+    else:
+        work = kernel_work(arm(name).selection_config(), length, HEADS.value, KV_HEADS.value, HEAD_DIM.value,
+                           ROUTER_DIM.value, overlap, jnp.dtype(DTYPE.value).itemsize)
+        count = 2
+    return work if stage == "forward_backward" else dict(list(work.items())[:count])
+
+
 def check_flags() -> None:
     """Raises UsageError for lengths and fan-outs that are none, ValueError for arms that cannot spend the budget."""
     check_numbers(_LENGTHS.value)
+    if _ESTIMATE_FOR.value:
+        if why_not():
+            raise app.UsageError(f"--estimate_for: {why_not()}")
+        if FANOUTS.value or not set(_MECHANISMS.value) & set(WITH_KERNELS):
+            raise app.UsageError(f"--estimate_for knows {WITH_KERNELS} without --fanouts, got --mechanisms="
+                                 f"{','.join(_MECHANISMS.value)} --fanouts={','.join(FANOUTS.value)}")
     for name in _MECHANISMS.value:
         arm_function(name)
 
@@ -161,7 +224,11 @@ def main(argv: list[str]) -> None:
     """Runs the benchmark and writes its results."""
     workdir = start(argv, _WORKDIR.value, check_flags)
     lengths = [int(x) for x in _LENGTHS.value]
-    facts = {}
+    if _ESTIMATE_FOR.value:
+        jax.config.update("jax_platforms", "cpu")  # libtpu compiles, and must not look for chips
+        estimate(workdir / "estimates.jsonl", _ESTIMATE_FOR.value, programs_to_estimate(sorted(lengths)), DTYPE.value)
+        return
+    facts = {"dense": dense_kernel(platform(), HEAD_DIM.value)[0]}
     if "selective" in _MECHANISMS.value:
         error = selective_error(make_inputs(min(lengths)))
         facts["selective_relative_error"] = error

@@ -1,11 +1,13 @@
 """Do the TPU's kernels compile, and fit? `python -m experiments.compile_tpu --output=runs/tpu_compile.jsonl`.
 
 Needs libtpu (`pip install -e .[tpu]`) and no TPU: it compiles selective attention, forward and with its gradients,
-for one device of every topology asked for, at the shapes of long contexts. Writes one row each: seconds to compile,
-bytes of HBM for arguments, results and temporaries as the compiler plans them, bytes of VMEM that each kernel takes.
+and decoding one token, for one device of every topology asked for, at the shapes of long contexts. Writes one row each:
+seconds to compile, bytes of HBM for arguments, results and temporaries as the compiler plans them, bytes of VMEM that
+each kernel takes.
 `--roofline` prints the estimates of `subq_jax/kernels/tpu/roofline.py` and compiles nothing.
 """
 
+import importlib.metadata
 import itertools
 import os
 import time
@@ -20,9 +22,13 @@ from experiments.tpu_programs import (
     CONFIG,
     HEAD_DIM,
     ROUTER_DIM,
+    TOPOLOGIES,
     compile_for,
+    decode,
+    decode_shapes_of,
     forward,
     gradient,
+    planned,
     shapes_of,
     vmem_of_kernels,
 )
@@ -30,27 +36,28 @@ from subq_jax.files import append_row
 from subq_jax.kernels.tpu.roofline import CHIPS, kernel_work
 
 _OUTPUT = flags.DEFINE_string("output", None, "File of rows, one appended for each program compiled.")
-_TOPOLOGIES = flags.DEFINE_list("topologies", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"], "Compiled for.")
+_TOPOLOGIES = flags.DEFINE_list("topologies", list(TOPOLOGIES.values()), "Compiled for.")
 _LENGTHS = flags.DEFINE_list("lengths", ["131072", "1048576"], "Tokens of a sequence.")
 _HEADS = flags.DEFINE_list("heads", ["16/1", "32/4"], "Query heads / KV heads.")
-_PASSES = flags.DEFINE_list("passes", ["forward", "gradient"], "What is compiled.")
+_PASSES = flags.DEFINE_list("passes", ["forward", "gradient", "decode"], "What is compiled.")
 _ROOFLINE = flags.DEFINE_bool("roofline", False, "Print estimates instead.")
 _OVERLAP = flags.DEFINE_float("overlap", 3.0, "Union of a tile's choices over one query's, for the estimates.")
 
 
 def measure(topology: str, passes: str, length: int, heads: int, kv_heads: int) -> dict:
     """One row of results."""
-    row = {"topology": topology, "pass": passes, "length": length, "heads": heads, "kv_heads": kv_heads}
+    shape = length, heads, kv_heads
+    function, shapes = {"forward": (forward, shapes_of(*shape)), "gradient": (gradient, shapes_of(*shape)),
+                        "decode": (decode, decode_shapes_of(1, *shape))}[passes]
+    row = {"date": time.strftime("%Y-%m-%d"), "jax": jax.__version__, "libtpu": importlib.metadata.version("libtpu"),
+           "topology": topology, "pass": passes, "length": length, "heads": heads, "kv_heads": kv_heads}
     start = time.monotonic()
     try:
-        compiled = compile_for(topology, {"forward": forward, "gradient": gradient}[passes],
-                               shapes_of(length, heads, kv_heads))
+        compiled = compile_for(topology, function, shapes)
     except jax.errors.JaxRuntimeError as error:  # too large for the chip's memory, above all
         return row | {"error": str(error).splitlines()[0]}
-    memory = compiled.memory_analysis()
-    sizes = {name: getattr(memory, f"{name}_size_in_bytes") for name in ("argument", "output", "temp")}
     seconds = round(time.monotonic() - start, 1)
-    return row | sizes | {"compile_seconds": seconds, "vmem": vmem_of_kernels(compiled.as_text())}
+    return row | planned(compiled) | {"compile_seconds": seconds, "vmem": vmem_of_kernels(compiled.as_text())}
 
 
 def show_roofline(cases) -> None:

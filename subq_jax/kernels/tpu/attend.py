@@ -27,7 +27,16 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from subq_jax.kernels.tpu.tile import NOTHING, AttendSizes, ListedBlocks, Slots, TileOfQueries, product
+from subq_jax.kernels.tpu.tile import (
+    NOTHING,
+    PARALLEL,
+    AttendSizes,
+    ListedBlocks,
+    Slots,
+    TileOfQueries,
+    beside_each_other,
+    product,
+)
 from subq_jax.kernels.xla.tile import NO_KEYS
 
 
@@ -61,7 +70,7 @@ def attend_forward(q, blocks, seen, lists, offset, slots: Slots, sizes: AttendSi
             pltpu.VMEM((sizes.depth, 2, keys, head_dim), q.dtype),
             pltpu.VMEM((head_dim, width), jnp.float32),
             pltpu.SemaphoreType.DMA((sizes.depth,))],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        compiler_params=PARALLEL,
         name="attend_listed_blocks",
     )(lists, offset, seen, q.reshape(rows, padded * group, head_dim), blocks)
     return out.reshape(q.shape), lse
@@ -87,20 +96,34 @@ def row_of(width: int):
 def _kernel(list_ref, offset_ref, seen_ref, q_ref, blocks_ref, out_ref, lse_ref, ring, acc, arrived, *,
             group: int, slots: Slots, kv_heads: int):
     x, t = pl.program_id(0), pl.program_id(1)
-    tokens, (width, head_dim) = seen_ref.shape[1], q_ref.shape[1:]
-    tile = TileOfQueries(seen_ref[0], offset_ref[x // kv_heads] + t * tokens, group, slots)
-    listed = ListedBlocks(list_ref, blocks_ref.at[x], ring, arrived)
+    tokens = seen_ref.shape[1]
+    tile = TileOfQueries(seen_ref[0], offset_ref[x // kv_heads], t * tokens, group, slots)
+    listed = ListedBlocks(list_ref, ring, arrived, *beside_each_other(blocks_ref.at[x]))
+    top, total = softmax_over(listed, tile, q_ref[0], acc)
+    out_ref[0] = (acc[...] / jnp.maximum(total, 1e-37)).T.astype(out_ref.dtype)
+    lse_ref[0, 0] = jnp.where(total > 0, top + jnp.log(jnp.maximum(total, 1e-37)), NO_KEYS)
+
+
+def softmax_over(listed: ListedBlocks, tile: TileOfQueries, q, acc, clear_unseen: bool = False):
+    """Leaves the weighted sum of the listed values in `acc` [H, rows]; returns the rows' maxima and sums [1, rows].
+
+    With `clear_unseen` values that no row sees may be anything, NaN too.
+    """
+    width, head_dim = q.shape
     acc[...] = jnp.zeros_like(acc)
 
     def body(blocks, keys, values, carry):
         top, total = carry
-        products = product(keys, q_ref[0], (1, 1))
+        products = product(keys, q, (1, 1))
         sums, out = [], acc[...]
         for n, block in enumerate(blocks):
             logits = tile.logits(products[listed.part(n)], block, head_dim)
             higher = jnp.maximum(top, jnp.max(logits, axis=0, keepdims=True))
             weights, shrink = jnp.exp(logits - higher), jnp.exp(top - higher)
-            sums.append((shrink, product(values[listed.part(n)], weights.astype(values.dtype), (0, 0))))
+            value = values[listed.part(n)]
+            if clear_unseen:
+                value = jnp.where(jnp.max(weights, axis=1, keepdims=True) > 0, value, jnp.zeros_like(value))
+            sums.append((shrink, product(value, weights.astype(value.dtype), (0, 0))))
             total = total * shrink + jnp.sum(weights, axis=0, keepdims=True)
             top = higher
         for shrink, more in sums:
@@ -108,6 +131,4 @@ def _kernel(list_ref, offset_ref, seen_ref, q_ref, blocks_ref, out_ref, lse_ref,
         acc[...] = out
         return top, total
 
-    top, total = listed.run(body, (jnp.full((1, width), NOTHING), jnp.zeros((1, width))))
-    out_ref[0] = (acc[...] / jnp.maximum(total, 1e-37)).T.astype(out_ref.dtype)
-    lse_ref[0, 0] = jnp.where(total > 0, top + jnp.log(jnp.maximum(total, 1e-37)), NO_KEYS)
+    return listed.run(body, (jnp.full((1, width), NOTHING), jnp.zeros((1, width))))

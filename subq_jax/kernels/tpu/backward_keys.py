@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from subq_jax.kernels.tpu.lists import NAMES
-from subq_jax.kernels.tpu.tile import AttendSizes, Ring, Slots, TileOfQueries, product
+from subq_jax.kernels.tpu.tile import PARALLEL, AttendSizes, Ring, Slots, TileOfQueries, product
 
 
 def backward_keys(q, d_out, stats, blocks, seen, runs, names, offset, slots: Slots, sizes: AttendSizes,
@@ -57,7 +57,7 @@ def backward_keys(q, d_out, stats, blocks, seen, runs, names, offset, slots: Slo
             room((2, width), jnp.float32), room((tokens, slots.lanes), jnp.float32),
             pltpu.VMEM((2, size, head_dim), jnp.float32), pltpu.VMEM((1, max(router, 1)), jnp.float32),
             pltpu.SemaphoreType.DMA, pltpu.SemaphoreType.DMA((sizes.depth,))],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        compiler_params=PARALLEL,
         name="backward_keys",
     )(runs, offset, blocks, names, whole(q), whole(d_out), stats, seen)
     return d_blocks, d_summaries[:, :, 0]
@@ -105,7 +105,7 @@ def _kernel(run_ref, offset_ref, block_ref, names_ref, q_ref, d_out_ref, stats_r
 
         def body(i, slot, carry):
             for n in range(together):
-                tile = TileOfQueries(seen_ring[slot, n], offset + tile_at(i, n) * tokens, group, slots)
+                tile = TileOfQueries(seen_ring[slot, n], offset, tile_at(i, n) * tokens, group, slots)
                 add(q_ring[slot, n], d_out_ring[slot, n], stats_ring[slot, n], tile, jnp.where(at(i, n) < last, b, -1))
             return carry
 

@@ -18,7 +18,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from subq_jax.kernels.tpu.attend import specs_of_tile, tile_of
-from subq_jax.kernels.tpu.tile import AttendSizes, ListedBlocks, Slots, TileOfQueries, product
+from subq_jax.kernels.tpu.tile import (
+    PARALLEL,
+    AttendSizes,
+    ListedBlocks,
+    Slots,
+    TileOfQueries,
+    beside_each_other,
+    product,
+)
 
 
 def backward_queries(q, d_out, stats, blocks, seen, lists, offset, slots: Slots, sizes: AttendSizes):
@@ -49,7 +57,7 @@ def backward_queries(q, d_out, stats, blocks, seen, lists, offset, slots: Slots,
             pltpu.VMEM((sizes.depth, 2, keys, head_dim), q.dtype),
             pltpu.VMEM((head_dim, width), jnp.float32),
             pltpu.SemaphoreType.DMA((sizes.depth,))],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        compiler_params=PARALLEL,
         name="backward_queries",
     )(lists, offset, seen, whole(q), whole(d_out), stats, blocks)
     return dq.reshape(q.shape), d_gates
@@ -59,8 +67,8 @@ def _kernel(list_ref, offset_ref, seen_ref, q_ref, d_out_ref, stats_ref, blocks_
             arrived, *, group: int, slots: Slots, kv_heads: int):
     x, t = pl.program_id(0), pl.program_id(1)
     tokens, head_dim = seen_ref.shape[1], q_ref.shape[2]
-    tile = TileOfQueries(seen_ref[0], offset_ref[x // kv_heads] + t * tokens, group, slots)
-    listed = ListedBlocks(list_ref, blocks_ref.at[x], ring, arrived)
+    tile = TileOfQueries(seen_ref[0], offset_ref[x // kv_heads], t * tokens, group, slots)
+    listed = ListedBlocks(list_ref, ring, arrived, *beside_each_other(blocks_ref.at[x]))
     lse, delta = stats_ref[0, 0, 0:1], stats_ref[0, 0, 1:2]
     acc[...] = jnp.zeros_like(acc)
 

@@ -56,3 +56,15 @@ def kernel_work(config: SelectionConfig, length: int, heads: int, kv_heads: int,
         "backward keys": Work(4 * product * visited, visited * (2 * row_bytes + line + 8 * rows)
                               + 2 * kv_heads * blocks * key_bytes),
     }
+
+
+def dense_work(length: int, heads: int, head_dim: int, itemsize: int = 2, block: int = 1024) -> dict[str, Work]:
+    """The work of dense causal attention whose tiles of `block` queries read all keys before them, head by head.
+
+    The backward pass computes the logits and the gradient of the weights twice, for queries and for keys.
+    """
+    product = heads * length * length * head_dim  # FLOPs of one product of all queries with the keys before them
+    once = heads * length * head_dim * itemsize
+    reread = once * length / block  # keys and values of half the sequence for every tile
+    return {"dense forward": Work(2.0 * product, reread + 2 * once),
+            "dense backward": Work(7.0 * product, 2 * reread + 6 * once)}

@@ -1,9 +1,9 @@
 """Selective attention on the TPU: choose, list the blocks of every tile, attend.
 
-Prefill and training run the kernels of this folder. Plain XLA does what it does as well: pooling the
-summaries (one pass over the router's keys), the search of a tree, sorting ids, and the few queries of a decoding step,
-which gather what they see. The backward pass recomputes every tile from the saved selection, output and log-sum-exp:
-queries and gates along the tiles' lists, keys, values and summaries along the lists' inverse.
+Plain XLA does what it does as well: pooling the summaries (one pass over the router's keys), the search of a tree,
+sorting ids, and the choice of the few queries of a decoding step, which attend straight to the caches. The backward
+pass recomputes every tile from the saved selection, output and log-sum-exp: queries and gates along the tiles' lists,
+keys, values and summaries along the lists' inverse.
 """
 
 import functools
@@ -18,6 +18,7 @@ from subq_jax.kernels.tpu.attend import attend_forward
 from subq_jax.kernels.tpu.backward_keys import backward_keys
 from subq_jax.kernels.tpu.backward_queries import backward_queries
 from subq_jax.kernels.tpu.choose import ChoiceSizes, best_blocks
+from subq_jax.kernels.tpu.decode import attend_cache
 from subq_jax.kernels.tpu.limits import unsupported
 from subq_jax.kernels.tpu.lists import tile_lists, tiles_of_blocks
 from subq_jax.kernels.tpu.tile import AttendSizes, Slots
@@ -31,7 +32,14 @@ from subq_jax.kernels.xla.layout import (
     unfold_keys,
     unfold_queries,
 )
-from subq_jax.kernels.xla.selective import choose, sink_ids, weighted_summaries, xla_selective_attention
+from subq_jax.kernels.xla.selective import (
+    attend_chosen,
+    choose,
+    few_queries,
+    sink_ids,
+    weighted_summaries,
+    xla_selective_attention,
+)
 from subq_jax.kernels.xla.tile import row_delta
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
@@ -54,16 +62,16 @@ def tpu_selective_attention(
     reason = unsupported(inputs, config)
     if reason is not None:
         warnings.warn(f'implementation="tpu" falls back to "xla": {reason}', stacklevel=3)
-    few = q.shape[1] * config.budget <= k.shape[1]  # they gather less than the kernels would lay out
-    if few or reason is not None:
         return xla_selective_attention(inputs, config, gate=gate)
-    if selection is None and not config.fanouts:
+    few = few_queries(q, k, config)
+    if selection is None and not config.fanouts and not few:
         router_q_fixed, summaries = jax.lax.stop_gradient((router_q, tree.levels[0]))
         chosen, scores = best_blocks(router_q_fixed, summaries, place, config, CHOICE_SIZES)
     else:
         chosen, scores = (fold(x).swapaxes(1, 2) for x in choose(router_q, tree, place, config, selection))
     scores = scores if gate else jnp.zeros_like(scores)
-    out = _attend(config, gate, q, k, v, router_q, tree.levels[0], chosen, scores, place, present)
+    attend = _attend_few if few else _attend
+    out = attend(config, gate, q, k, v, router_q, tree.levels[0], chosen, scores, place, present)
     return out, by_query(chosen, q.shape[0])
 
 
@@ -97,8 +105,7 @@ def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, 
     blocks = key_value_blocks(k, v, present, config.block_size)
 
     def chunk(queries: _Queries):
-        tiles = _lay_out(config, queries, blocks)
-        out, lse = attend_forward(*tiles, ATTEND_SIZES)
+        out, lse = attend_forward(*_lay_out(config, queries, blocks), sizes_for(q, k))
         return unfold_queries(out[:, : queries.q.shape[1]], q.shape[0]), lse
 
     queries = _Queries(q, router_q if gate else router_q[..., :0], place, chosen, scores)
@@ -111,18 +118,19 @@ def _attend_backward(config, gate, residuals, d_out):
     queries, k, v, router_q, summaries, present, out, lse = residuals
     (batch, length, kv_heads), num_queries = k.shape[:3], d_out.shape[1]
     blocks, rows = key_value_blocks(k, v, present, config.block_size), chunk_queries(d_out, k)
+    sizes = sizes_for(d_out, k)
     scale = score_scale(router_q.shape[-1])
 
     def chunk(sums, args):
         queries, d_out, out, lse = args
         tiles = _lay_out(config, queries, blocks)
-        tokens = ATTEND_SIZES.tokens(tiles.q.shape[2])
+        tokens = sizes.tokens(tiles.q.shape[2])
         d_out, out = (whole_tiles(fold_queries(x, kv_heads), tokens) for x in (d_out, out))
         stats = jnp.concatenate([lse, row_delta(d_out, out).reshape(lse.shape)], axis=2)
-        dq, d_gates = backward_queries(tiles.q, d_out, stats, *tiles[1:], ATTEND_SIZES)
+        dq, d_gates = backward_queries(tiles.q, d_out, stats, *tiles[1:], sizes)
         inverse = tiles_of_blocks(tiles.lists, blocks.shape[1])
         parts = backward_keys(tiles.q, d_out, stats, blocks, tiles.seen, *inverse, tiles.offset, tiles.slots,
-                              ATTEND_SIZES, k.dtype if sums is None else jnp.float32)
+                              sizes, k.dtype if sums is None else jnp.float32)
         sums = parts if sums is None else jax.tree.map(jnp.add, sums, parts)
         dq = unfold_queries(dq[:, : queries.q.shape[1]], batch)
         if not gate:
@@ -150,6 +158,41 @@ def _attend_backward(config, gate, residuals, d_out):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend_few(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
+    return _attend_few_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present)[0]
+
+
+def _attend_few_forward(config, gate, *arrays):
+    q, k, v, router_q, _, chosen, scores, place, _ = arrays
+    (batch, queries), kv_heads, size = q.shape[:2], k.shape[2], config.block_size
+    sizes = sizes_for(q, k)
+    tokens = sizes.tokens(q.shape[2] // kv_heads)
+    slots, seen, ids = what_is_seen(config, _Queries(q, router_q[..., :0], place, chosen, scores), 1)
+    lines = lambda x: whole_tiles(
+        unfold_keys(x, batch).reshape(batch, queries * kv_heads, *x.shape[2:]), tokens, fill=-1)
+    lists = tile_lists(lines(ids), tokens, sizes.step(size * kv_heads))
+    out = attend_cache(lines(fold_queries(q, kv_heads)), k, v, lines(seen), lists, place.position[:, 0], size, slots,
+                       sizes)
+    return out[:, : queries * kv_heads].reshape(q.shape), arrays
+
+
+def _attend_few_backward(config, gate, arrays, d_out):
+    """XLA's: training has as many queries as keys, so that nothing waits for these."""
+    *differentiable, chosen, scores, place, present = arrays
+    by_head = lambda x: by_query(x, d_out.shape[0]).swapaxes(1, 2)
+    attend = lambda *x: attend_chosen(config, gate, *x, by_head(chosen), by_head(scores), place, present)
+    return *jax.vjp(attend, *differentiable)[1](d_out), None, None, None, None
+
+
+_attend_few.defvjp(_attend_few_forward, _attend_few_backward)
+
+
+def sizes_for(q, k) -> AttendSizes:
+    """Static sizes for queries [B, T, N, H] and keys [B, S, K, H]."""
+    return ATTEND_SIZES.fit(q.shape[2] // k.shape[2], q.shape[3], q.dtype.itemsize)
+
+
 def chunk_queries(q, k) -> int:
     """Queries laid out at a time: a line of lanes for each and KV head would not fit for millions of them."""
     rows = q.shape[0] * k.shape[2]
@@ -172,9 +215,10 @@ class _Tiles(NamedTuple):
 
 def _lay_out(config, queries: _Queries, blocks) -> _Tiles:
     kv_heads = queries.router_q.shape[2]
-    tokens = ATTEND_SIZES.tokens(queries.q.shape[2] // kv_heads)
+    sizes = sizes_for(queries.q, queries.router_q)
+    tokens = sizes.tokens(queries.q.shape[2] // kv_heads)
     slots, seen, ids = what_is_seen(config, queries, tokens)
-    lists = tile_lists(ids, tokens, ATTEND_SIZES.step(config.block_size))
+    lists = tile_lists(ids, tokens, sizes.step(config.block_size))
     rows = whole_tiles(fold_queries(queries.q, kv_heads), tokens)
     return _Tiles(rows, blocks, seen, lists, queries.place.position[:, 0], slots)
 

@@ -46,7 +46,7 @@ def xla_selective_attention(
     summaries = tree.levels[0]
     chosen, scores = choose(router_q, tree, place, config, selection)
     scores = scores if gate else jnp.zeros_like(scores)
-    out = _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present)
+    out = attend_chosen(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present)
     return out, chosen.swapaxes(1, 2)
 
 
@@ -81,6 +81,11 @@ def choose(
 
     results = map_query_chunks(chunk, (router_q, place, selection), rows)
     return tuple(x.swapaxes(1, 2) for x in results)
+
+
+def few_queries(q, k, config: SelectionConfig) -> bool:
+    """Whether the queries read less from the keys where they are stored than laying the keys out would."""
+    return q.shape[1] * config.budget <= k.shape[1]
 
 
 class _Rows(NamedTuple):
@@ -120,13 +125,14 @@ def sink_ids(place: QueryPlace, config: SelectionConfig):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
+def attend_chosen(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
+    """Attention [B, T, N, H] to sink blocks, local blocks and `chosen` [B, K, T, M], whose float32 `scores` count."""
     return _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present)[0]
 
 
 def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
     rows, size, reach = _rows(config, q, k.shape[2], chosen, scores, place), config.block_size, _local_reach(config)
-    if q.shape[1] * config.budget <= k.shape[1]:  # they read less than there is
+    if few_queries(q, k, config):
         out, lse = direct_forward(rows.q, k, v, rows.ids, rows.bias, rows.lower, rows.position, size, reach)
     else:
         (k_rows, k_blocks), (v_rows, v_blocks) = (_keys(config, x, present) for x in (k, v))
@@ -176,4 +182,4 @@ def weighted_summaries(weights, summaries, chosen):
     return map_query_chunks(chunk, (weights.swapaxes(1, 2), chosen.swapaxes(1, 2)), rows)
 
 
-_attend.defvjp(_attend_forward, _attend_backward)
+attend_chosen.defvjp(_attend_forward, _attend_backward)

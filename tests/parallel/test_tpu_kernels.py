@@ -1,0 +1,46 @@
+"""The TPU's kernels on several chips: inside `jax.shard_map`, sequences and KV heads apart."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.tpu_programs import TOPOLOGIES, devices_of, forward, gradient, vmem_of_kernels, why_not
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARDS = PartitionSpec("data", None, "tensor", None)  # of q, k, v, router_q, router_k, and of the output
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.parametrize(("chip", "function"), [
+    ("v5e", forward), *(pytest.param(chip, gradient, marks=pytest.mark.slow) for chip in TOPOLOGIES)])
+def test_kernels_compile_for_four_devices(chip, function):
+    mesh = Mesh(np.array(devices_of(TOPOLOGIES[chip])[:4]).reshape(2, 2), ("data", "tensor"))
+    arrays = [jax.ShapeDtypeStruct((2, 2048, heads, width), jnp.bfloat16, sharding=NamedSharding(mesh, SHARDS))
+              for heads, width in ((16, 128), (2, 128), (2, 128), (2, 64), (2, 64))]
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        # The kernels do not say over which axes their outputs vary, hence no check.
+        shards = jax.shard_map(function, in_specs=SHARDS, out_specs=SHARDS, check_vma=False)
+        compiled = jax.jit(shards).trace(*arrays).lower(lowering_platforms=("tpu",)).compile()
+    text = compiled.as_text()
+    assert "attend_listed_blocks" in vmem_of_kernels(text)
+    assert not any(name in text for name in ("all-gather", "all-reduce", "collective-permute")), "chips wait for others"
+
+
+@pytest.mark.slow
+def test_eight_devices_equal_one():
+    """Interpreted on simulated devices, whose number is fixed when jax starts: in a process of its own."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "attention")]),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"}
+    script = Path(__file__).with_name("tpu_kernels_on_eight_devices.py")
+    done = subprocess.run([sys.executable, str(script)], cwd=ROOT, env=environment, capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == 0, done.stderr
