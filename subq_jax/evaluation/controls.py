@@ -33,7 +33,6 @@ from subq_jax.tasks import Haystack, Question, Task
 from subq_jax.tasks.haystack import Encoder
 
 WORKAROUNDS = ("retrieval", "vote", "notes")
-CAPACITY_STEP = 256  # caches of few sizes, so that few shapes are compiled
 
 
 class Control(NamedTuple):
@@ -140,5 +139,5 @@ class _Workarounds:
         tokens = self._model.tokenizer.encode(context) if context else np.zeros(0, np.int32)
         longest = max(len(self._model.prompt(question)) for question in questions)
         capacity = 1 + len(tokens) + longest + self._task.answer_tokens
-        read = self._model.read(tokens, -(-capacity // CAPACITY_STEP) * CAPACITY_STEP)
+        read = self._model.read(tokens, capacity)
         return [self._model.answer(read, question, self._task.answer_tokens) for question in questions]
