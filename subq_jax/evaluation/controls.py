@@ -69,14 +69,9 @@ def check_workarounds(ways: Sequence[str], chunk_sizes: Sequence[int]) -> None:
         raise ValueError("workarounds=retrieval needs the package bm25s: pip install 'subq_jax[evaluate]'")
 
 
-def controls_of(task: Task, length: int, *, no_context: bool, ways: Sequence[str] = (),
+def controls_of(length: int, *, no_context: bool, ways: Sequence[str] = (),
                 chunk_sizes: Sequence[int] = ()) -> list[Control]:
-    """The whole context and all controls that a task has at a length.
-
-    Tasks that are controls themselves, by their names (`_no_context`), have no others.
-    """
-    if task.name.endswith("_no_context"):
-        return [WHOLE]
+    """The whole context and all controls of questions at a length."""
     sizes = sorted(size for size in chunk_sizes if size < length)
     at_once = lambda way, size: sizes[-1] // size if way == "retrieval" else 1
     return [WHOLE, *[Control(NO_CONTEXT)] * no_context,

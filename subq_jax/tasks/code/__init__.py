@@ -4,14 +4,12 @@ The repository is `Request.corpus`, documents whose first line is `# path/to/fil
 so), or the standard library if the corpus is empty, which is also what models train on here by default: score those on
 another folder. Its whole files, in random order, fill the context.
 
-Each task has a renamed variant, `_renamed`, in which functions and classes have made-up names throughout, and each of
-the two a control, `_no_context`: the same questions without the context.
+Each task has a renamed variant, `_renamed`, in which functions and classes have made-up names throughout. How much is
+memory is what the same questions without the context show (`subq_jax.evaluation.controls`).
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator
-
-import numpy as np
 
 from subq_jax.tasks.code.bodies import BODY, passes_doctests
 from subq_jax.tasks.code.completion import FAR, IDENTIFIER, NEXT_LINE, is_line, is_name
@@ -28,22 +26,14 @@ COMPLETION = "CrossCodeEval (Ding et al., 2023, arXiv:2310.11248), RepoBench (Li
 
 
 def _variants(family: Family, score: Callable[[str, Question], float], source: str) -> Iterator[Task]:
-    """The task of a family, renamed and not, with and without context."""
+    """The task of a family, renamed and not."""
     for renamed in (False, True):
-        for context in (True, False):
-            name = family.name + "_renamed" * renamed + "_no_context" * (not context)
-            yield Task(name, _builder(family, name, renamed, context), score, family.answer_tokens, source)
+        name = family.name + "_renamed" * renamed
+        yield Task(name, _builder(family, name, renamed), score, family.answer_tokens, source)
 
 
-def _builder(family: Family, name: str, renamed: bool, context: bool) -> Callable[[Request], Haystack]:
-    def build(request: Request) -> Haystack:
-        haystack = dataclasses.replace(family.build(request, renamed), task=name)
-        if context:
-            return haystack
-        questions = tuple(dataclasses.replace(question, evidence=()) for question in haystack.questions)
-        return dataclasses.replace(haystack, pieces=(), tokens=np.zeros(0, np.int32), questions=questions)
-
-    return build
+def _builder(family: Family, name: str, renamed: bool) -> Callable[[Request], Haystack]:
+    return lambda request: dataclasses.replace(family.build(request, renamed), task=name)
 
 
 TASKS = (
