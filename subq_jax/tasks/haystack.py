@@ -47,6 +47,10 @@ class Question:
     evidence: tuple[Span, ...] = ()
     wrong: tuple[str, ...] = ()
 
+    def further_fields(self) -> dict:
+        """What a row needs beside the fields that all rows have, to be scored by itself; for JSON."""
+        return {}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Haystack:
@@ -75,11 +79,12 @@ class Haystack:
     def rows(self) -> Iterator[dict]:
         """One row a question, with the fields of RULER's JSONL files and `task`, `haystack`, `evidence`, `wrong`.
 
+        A row is all that `subq_jax.tasks.score_row` needs; `code_body` has a field `body` for it.
         `token_position_answer` is where the first evidence begins; in RULER's files it is where the answer itself does.
         """
         context = self.context
         for number, question in enumerate(self.questions):
-            yield {"input": context + question.text} | self.row(number)
+            yield {"input": context + question.text} | self.row(number) | question.further_fields()
 
     def row(self, number: int) -> dict:
         """The row of question `number` without `input`, which the task makes again from seed, length and index."""

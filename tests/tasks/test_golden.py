@@ -9,6 +9,8 @@ import pytest
 from test_licences import CORPUS
 from tiny_tasks import build
 
+from subq_jax.tasks import find_task, score_row
+
 GOLDEN = Path(__file__).parent / "golden"
 LENGTHS = {
     "mrcr_2": 2200, "mrcr_4": 3500, "mrcr_8": 5500,
@@ -27,6 +29,15 @@ def as_text(name: str) -> str:
 @pytest.mark.parametrize("name", LENGTHS)
 def test_haystacks_stay_as_read_by_hand(name):
     assert as_text(name) == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_answers_are_scored_from_rows_alone(name):
+    haystack, task = build(name, LENGTHS[name], num_questions=2, corpus=CORPUS), find_task(name)
+    for row, question in zip(haystack.rows(), haystack.questions, strict=True):
+        answers = [" ".join(question.outputs), *question.wrong[:2], "nothing"]
+        assert [score_row(row, answer) for answer in answers] == [task.score(answer, question) for answer in answers]
+        assert score_row(row, answers[0]) == 1
 
 
 if __name__ == "__main__":

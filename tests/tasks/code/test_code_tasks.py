@@ -1,12 +1,13 @@
 """Every code task: golden samples, solvers that only look words up, controls, and requests that cannot be met."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 from shop import documents, request
 
-from subq_jax.tasks import TASKS, find_task
+from subq_jax.tasks import TASKS, find_task, score_row
 from subq_jax.tasks.code.bodies import edit_similarity, is_body
 from subq_jax.tasks.code.completion import FAR
 from subq_jax.tasks.code.repository import read_repository
@@ -169,6 +170,17 @@ def test_questions_without_their_context_do_not_hold_the_answer(name, variant):
         assert not any(re.search(rf"(?<!\w){re.escape(output.strip())}(?!\w)", question.text)
                        for output in question.outputs)
         assert find_task(name).score(question.text, question) < 1
+
+
+@pytest.mark.parametrize("variant", ["", "_renamed"])
+@pytest.mark.parametrize("name", NAMES)
+def test_answers_are_scored_from_rows_alone(name, variant):
+    haystack, task = build(name + variant, length=4500, num_questions=2), find_task(name + variant)
+    rows = [json.loads(json.dumps(row)) for row in haystack.rows()]
+    for row, question in zip(rows, haystack.questions, strict=True):
+        answers = ["\n".join(question.outputs), "".join(question.outputs) + "\ndone", *question.wrong[:2], "nothing"]
+        scores = [task.score(answer, question) for answer in answers]
+        assert [score_row(row, answer) for answer in answers] == scores and max(scores) > 0.9 > scores[-1]
 
 
 @pytest.mark.parametrize("name", NAMES)
