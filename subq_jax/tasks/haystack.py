@@ -63,6 +63,8 @@ class Haystack:
       tokens: int32 [S], the context's tokens.
       questions: at least one.
       length: the length asked for, in tokens.
+      wanted: questions asked for, by which rows are numbered: no two of a study share an `index`, though some haystacks
+        have fewer to ask.
     """
 
     task: str
@@ -71,6 +73,7 @@ class Haystack:
     tokens: np.ndarray
     questions: tuple[Question, ...]
     length: int
+    wanted: int = 1
 
     @property
     def context(self) -> str:
@@ -90,7 +93,7 @@ class Haystack:
         """The row of question `number` without `input`, which the task makes again from seed, length and index."""
         question = self.questions[number]
         return {
-            "index": self.index * len(self.questions) + number, "outputs": list(question.outputs),
+            "index": self.index * max(self.wanted, len(self.questions)) + number, "outputs": list(question.outputs),
             "length": self.length, "answer_prefix": question.answer_prefix,
             "token_position_answer": question.evidence[0][0] if question.evidence else -1, "task": self.task,
             "haystack": self.index, "evidence": [list(span) for span in question.evidence],
@@ -211,7 +214,7 @@ def assemble(request: Request, task: str, pieces: Iterable[str], ask: Callable[[
     ends = np.cumsum(sizes).tolist()
     spans = list(zip([0, *ends[:-1]], ends, strict=True))
     questions = tuple(ask(spans))
-    haystack = Haystack(task, request.index, pieces, tokens, questions, request.length)
+    haystack = Haystack(task, request.index, pieces, tokens, questions, request.length, request.num_questions)
     for question in questions:
         used = len(haystack.tokens) + encoder.count(question.text, question.answer_prefix) + answer_tokens
         if used > request.length:
