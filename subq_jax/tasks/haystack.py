@@ -7,7 +7,7 @@ those of its pieces in turn. So lengths are exact and additive for any tokenizer
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -154,6 +154,7 @@ class Task:
       score: of an answer's text to a question, 0 to 1.
       answer_tokens: how many tokens an answer may take, RULER's `tokens_to_generate`.
       source: who defined the task, and how this one differs.
+      further_scores: what else an answer is measured by, such as its likeness to wrong instances, 0 to 1 each; by name.
     """
 
     name: str
@@ -161,6 +162,7 @@ class Task:
     score: Callable[[str, Question], float]
     answer_tokens: int
     source: str
+    further_scores: Mapping[str, Callable[[str, Question], float]] = dataclasses.field(default_factory=dict)
 
 
 class Encoder:

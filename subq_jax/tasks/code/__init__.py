@@ -9,9 +9,9 @@ memory is what the same questions without the context show (`subq_jax.evaluation
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
-from subq_jax.tasks.code.bodies import BODY, passes_doctests
+from subq_jax.tasks.code.bodies import BODY, edit_similarity, is_body, passes_doctests
 from subq_jax.tasks.code.completion import FAR, IDENTIFIER, NEXT_LINE, is_line, is_name
 from subq_jax.tasks.code.context import Family
 from subq_jax.tasks.code.edits import EDIT, share_of_sites
@@ -21,15 +21,19 @@ from subq_jax.tasks.haystack import Haystack, Question, Request, Task
 
 __all__ = ["TASKS", "source_documents"]
 
+Score = Callable[[str, Question], float]
+
 REPOQA = "RepoQA (Liu et al., 2024, arXiv:2406.06025)"
 COMPLETION = "CrossCodeEval (Ding et al., 2023, arXiv:2310.11248), RepoBench (Liu et al., 2023, arXiv:2306.03091)"
 
 
-def _variants(family: Family, score: Callable[[str, Question], float], source: str) -> Iterator[Task]:
+def _variants(family: Family, score: Score, source: str, further_scores: Mapping[str, Score] | None = None
+              ) -> Iterator[Task]:
     """The task of a family, renamed and not."""
     for renamed in (False, True):
         name = family.name + "_renamed" * renamed
-        yield Task(name, _builder(family, name, renamed), score, family.answer_tokens, source)
+        build = _builder(family, name, renamed)
+        yield Task(name, build, score, family.answer_tokens, source, further_scores or {})
 
 
 def _builder(family: Family, name: str, renamed: bool) -> Callable[[Request], Haystack]:
@@ -42,6 +46,7 @@ TASKS = (
     *_variants(BY_CALL, is_found, f"{REPOQA}; as code_search, but a call asks in place of a description. Chance: 0."),
     *_variants(NEXT_LINE, is_line, f"{COMPLETION}; the definition stands in the first {1 - FAR:.0%} of the context"),
     *_variants(IDENTIFIER, is_name, f"{COMPLETION}; the rest of the line is shown"),
-    *_variants(BODY, passes_doctests, "ours: a function's own doctests run with the body the model writes"),
+    *_variants(BODY, passes_doctests, "ours: a function's own doctests run with the body the model writes",
+               {"exact match": is_body, "edit similarity": edit_similarity}),
     *_variants(EDIT, share_of_sites, "ours: a new parameter and its argument in all calls"),
 )
