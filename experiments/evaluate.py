@@ -55,9 +55,9 @@ def asked(tasks: list[Task], lengths: list[int]) -> Iterator[tuple[Task, int, in
     return itertools.product(tasks, lengths, range(_HAYSTACKS.value))
 
 
-def asked_of(task: Task, length: int) -> list[Control]:
-    """How every question of a task and length is answered."""
-    return controls_of(task, length, no_context=_NO_CONTEXT.value, ways=_WORKAROUNDS.value,
+def asked_of(length: int) -> list[Control]:
+    """How every question of a length is answered."""
+    return controls_of(length, no_context=_NO_CONTEXT.value, ways=_WORKAROUNDS.value,
                        chunk_sizes=[int(x) for x in _CHUNK_SIZES.value])
 
 
@@ -74,7 +74,7 @@ def evaluate_runs(
             haystacks = {}
             for model in models:
                 arm = (task.name, length, index, *(model.arm[x] for x in ("mechanism", "budget", "seed")))
-                missing = [control for control in asked_of(task, length) if (*arm, control.name) not in done]
+                missing = [control for control in asked_of(length) if (*arm, control.name) not in done]
                 if not missing:
                     continue
                 if model.text not in haystacks:

@@ -125,12 +125,14 @@ def answer_row(task: Task, haystack: Haystack, number: int, reply: Reply) -> dic
     """The row of a sample.
 
     Returns:
-      `haystack.row` with `answer`: the text said, `score`: 0 to 1, `depth`: the share of the context before the first
-      evidence, None where there is none, the fields of `Price`, and `control`, `evidence_recall` and `evidence_always`
-      None: of an answer that read the whole context with a model that does not choose.
+      `haystack.row` with `answer`: the text said, `score`: 0 to 1, `further_scores`: those of the task, by name,
+      `depth`: the share of the context before the first evidence, None where there is none, the fields of `Price`, and
+      `control`, `evidence_recall` and `evidence_always` None: of an answer that read the whole context with a model
+      that does not choose.
     """
     question = haystack.questions[number]
     depth = question.evidence[0][0] / len(haystack.tokens) if question.evidence else None
     return haystack.row(number) | {
         "answer": reply.text, "score": task.score(reply.text, question), "depth": depth, "control": None,
+        "further_scores": {name: score(reply.text, question) for name, score in task.further_scores.items()},
         "evidence_recall": None, "evidence_always": None} | dataclasses.asdict(reply.price)

@@ -33,7 +33,6 @@ from subq_jax.tasks import Haystack, Question, Task
 from subq_jax.tasks.haystack import Encoder
 
 WORKAROUNDS = ("retrieval", "vote", "notes")
-CAPACITY_STEP = 256  # caches of few sizes, so that few shapes are compiled
 
 
 class Control(NamedTuple):
@@ -70,14 +69,9 @@ def check_workarounds(ways: Sequence[str], chunk_sizes: Sequence[int]) -> None:
         raise ValueError("workarounds=retrieval needs the package bm25s: pip install 'subq_jax[evaluate]'")
 
 
-def controls_of(task: Task, length: int, *, no_context: bool, ways: Sequence[str] = (),
+def controls_of(length: int, *, no_context: bool, ways: Sequence[str] = (),
                 chunk_sizes: Sequence[int] = ()) -> list[Control]:
-    """The whole context and all controls that a task has at a length.
-
-    Tasks that are controls themselves, by their names (`_no_context`), have no others.
-    """
-    if task.name.endswith("_no_context"):
-        return [WHOLE]
+    """The whole context and all controls of questions at a length."""
     sizes = sorted(size for size in chunk_sizes if size < length)
     at_once = lambda way, size: sizes[-1] // size if way == "retrieval" else 1
     return [WHOLE, *[Control(NO_CONTEXT)] * no_context,
@@ -140,5 +134,5 @@ class _Workarounds:
         tokens = self._model.tokenizer.encode(context) if context else np.zeros(0, np.int32)
         longest = max(len(self._model.prompt(question)) for question in questions)
         capacity = 1 + len(tokens) + longest + self._task.answer_tokens
-        read = self._model.read(tokens, -(-capacity // CAPACITY_STEP) * CAPACITY_STEP)
+        read = self._model.read(tokens, capacity)
         return [self._model.answer(read, question, self._task.answer_tokens) for question in questions]

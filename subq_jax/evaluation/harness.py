@@ -22,7 +22,6 @@ from subq_jax.inference.reader import Reader
 
 ANSWER_TOKENS = 256  # where a task names no `max_gen_toks`; what the harness's own models take
 TOKENS_BETWEEN_STOPS = 64  # decoded before the text is searched for a stop sequence
-SMALLEST_CAPACITY = 128
 # Settings of generation that greedy decoding obeys, or that change nothing in it.
 GREEDY = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"}
 
@@ -141,9 +140,8 @@ class HarnessModel(TemplateLM):
         return text
 
     def _read(self, context: list[int], more: int):
-        """The context read into caches with room for `more` tokens; their sizes are few, as each is compiled."""
-        capacity = max(SMALLEST_CAPACITY, 1 << (len(context) + more - 1).bit_length())
-        return self._reader.read(np.asarray(context, np.int32), capacity)
+        """The context read into caches with room for `more` tokens."""
+        return self._reader.read(np.asarray(context, np.int32), len(context) + more)
 
     def _fitted(self, context: list[int], more: int) -> list[int]:
         """The context's first token and as many of its last as `max_length` has room for beside `more` tokens."""

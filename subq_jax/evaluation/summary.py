@@ -13,7 +13,8 @@ A sample is a row with
 - `depth`, where there is one place to look: the share of the context before the evidence;
 - `tokens_read`, `flops`, `seconds`, where known: the price of the answer, see `evaluation.answering.Price`;
 - `template`, where known: "seen" if the task was in the model's training (keys and values never are), else "unseen";
-- `evidence_recall`, where the model chooses: what it chose of the evidence, see `evaluation.evidence`.
+- `evidence_recall`, where the model chooses: what it chose of the evidence, see `evaluation.evidence`;
+- `further_scores`, where the task has any: by name, see `tasks.Task`.
 
 Other fields are ignored. What comes out are rows too, flat and ready for JSON; null stands for what cannot be known,
 such as the interval of a single haystack.
@@ -102,7 +103,8 @@ def score_table(rows: Sequence[Row], *, chance: Mapping[str, float] | None = Non
 
     Returns:
       rows `dict(task, length, mechanism, budget, control, mean, low, high, samples, haystacks, seeds, chance,
-      seen_mean, unseen_mean, tokens_read, flops, seconds, evidence_recall)`, in the order of tasks, lengths and arms.
+      seen_mean, unseen_mean, further_scores, tokens_read, flops, seconds, evidence_recall)`, in the order of tasks,
+      lengths and arms. `further_scores` are means by name, none over all tasks.
       The two means are those over tasks whose template was seen or not seen in training. The last four are means over
       the samples that have them; `seconds` is their median, so that the few answers that waited for compilation do
       not count. Over all tasks they are the means of the tasks' numbers. Null stands for no samples.
@@ -122,7 +124,8 @@ def score_table(rows: Sequence[Row], *, chance: Mapping[str, float] | None = Non
             "samples": len(here), "haystacks": len({_haystack(row) for row in here}),
             "seeds": len({row["seed"] for row in here}),
             "chance": float(np.mean([chance[name] for name in asked])) if known else None,
-            **{f"{kind}_mean": _mean_of_template(here, kind) for kind in TEMPLATES}} | _costs(here))
+            **{f"{kind}_mean": _mean_of_template(here, kind) for kind in TEMPLATES},
+            "further_scores": {} if task is None else _further(here)} | _costs(here))
     return table
 
 
@@ -301,6 +304,11 @@ def _mean_of_template(rows, kind):
     """The mean over the tasks of samples with a template of that kind; None without such."""
     here = [row for row in rows if row.get("template") == kind]
     return _mean_over_tasks([row["score"] for row in here], here) if here else None
+
+
+def _further(rows):
+    names = dict.fromkeys(name for row in rows for name in row.get("further_scores") or {})
+    return {name: float(np.mean([row["further_scores"][name] for row in rows])) for name in names}
 
 
 def _costs(rows):

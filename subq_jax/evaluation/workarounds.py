@@ -10,6 +10,7 @@ probability is looked at, not the mean, because doubt shows at the first token o
 copied with certainty (a test that FLARE makes too, arXiv 2305.06983). Where no reply is sure, the surest alone counts.
 """
 
+import logging
 import re
 import time
 from collections import Counter
@@ -76,6 +77,7 @@ class ChunkIndex:
     def __init__(self, chunks: Sequence[str]):
         import bm25s
 
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it announces every index
         if not chunks:
             raise ValueError("chunks must hold at least one text")
         start = time.perf_counter()

@@ -15,6 +15,8 @@ from subq_jax.model.attention_modules import ChosenBlocks
 from subq_jax.model.decoder import Decoder
 
 CHUNK = 2048  # tokens of one prefill step: memory beside the caches follows it, not the context
+SHRINK = 16  # of pieces, where tokens are left: more sizes would be fewer steps and more programs to compile
+SMALL_CACHES = (1280, 10_240)  # tokens; caches of any size up to these would cost more to compile than they save
 
 
 class Read(NamedTuple):
@@ -36,7 +38,9 @@ class Said(NamedTuple):
 class Reader:
     """Reads and continues one sequence at a time with a model's own caches; the model itself is left as it was.
 
-    Tokens go through in pieces of powers of two up to `chunk`, so that few shapes are compiled for each capacity.
+    What compiles depends on the sizes of pieces and caches, and both are few: tokens go through in pieces of `chunk`, a
+    sixteenth of it and so on down to 1, and caches have room for `cache_size` of what was asked for. No result
+    depends on either, but by rounding.
 
     Args:
       model: the decoder.
@@ -59,8 +63,12 @@ class Reader:
         Raises:
           ValueError: for an empty context, ids beyond the vocabulary, or a capacity that is too small.
         """
-        self._graph, cache, self._weights = split_for_decoding(self._model, 1, capacity)
-        return self._extend(Read(cache, None, 0, capacity), context, keep=False)[0]
+        self._graph, cache, self._weights = split_for_decoding(self._model, 1, cache_size(capacity))
+        sharding = jax.tree.leaves(self._weights)[0].sharding
+        if isinstance(sharding, jax.sharding.NamedSharding):
+            sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        cache = jax.device_put(cache, sharding)  # as every step returns it: or the first piece would compile apart
+        return self._extend(Read(cache, None, 0, capacity), context)[0]
 
     def greedy(self, read: Read, prompt: np.ndarray, num_tokens: int, end: int | None = None) -> Said:
         """The model's own continuation of the context and then prompt [T]; `read` stays as it is.
@@ -72,11 +80,12 @@ class Reader:
         """
         check_integer("num_tokens", num_tokens)
         self._check_room(read, len(prompt) + num_tokens)
+        read = _branch(read)
         if len(prompt):
             # With any `following`: the programs that `log_probabilities` has compiled serve here too.
-            read = self._extend(read, prompt, keep=True, following=prompt)[0]
-        said = _continue(self._graph, num_tokens, read.cache, self._weights, read.next_logits,
-                         jnp.int32(-1 if end is None else end))
+            read = self._extend(read, prompt, following=prompt)[0]
+        _, *said = _continue(self._graph, num_tokens, read.cache, self._weights, read.next_logits,
+                             jnp.int32(-1 if end is None else end))
         tokens, log_probs, count = (np.asarray(x) for x in said)
         return Said(tokens[:count], log_probs[:count])
 
@@ -94,14 +103,16 @@ class Reader:
         """
         if not len(prompt) or not len(said):
             raise ValueError(f"prompt and said must hold a token each, got {len(prompt)} and {len(said)}")
+        self._check_room(read, len(prompt) + len(said) - 1)
+        read = _branch(read)
         if len(prompt) > 1:
-            read = self._extend(read, prompt[:-1], keep=True, following=prompt[1:])[0]
+            read = self._extend(read, prompt[:-1], following=prompt[1:])[0]
         parts, cache = [], read.cache
         queries = self._checked(read, np.concatenate([prompt[-1:], said[:-1]]))
         for start, size in pieces(len(queries), self._chunk):
             cache, found = _choose(self._graph, cache, self._weights, jnp.asarray(queries[None, start : start + size]))
             parts.append(found)
-        return [jnp.concatenate(layer, axis=1) for layer in zip(*parts, strict=True)]
+        return [np.concatenate(layer, axis=1) for layer in zip(*parts, strict=True)]
 
     def agreement(self, read: Read, prompt: np.ndarray, answer: np.ndarray) -> np.ndarray:
         """Whether each token of answer [A] is the argmax after the context, prompt [T] and the answer before it.
@@ -128,13 +139,14 @@ class Reader:
         tokens = self._known(np.concatenate([prompt, answer]).astype(np.int32))
         best, likely = (np.asarray(x) for x in _compare(read.next_logits[None], tokens[:1]))
         if len(tokens) > 1:
-            _, later_best, later_likely = self._extend(read, tokens[:-1], keep=True, following=tokens[1:])
+            self._check_room(read, len(tokens) - 1)
+            _, later_best, later_likely = self._extend(_branch(read), tokens[:-1], following=tokens[1:])
             best, likely = np.concatenate([best, later_best]), np.concatenate([likely, later_likely])
         return likely[len(prompt):], best[len(prompt):] == answer
 
-    def _extend(self, read: Read, tokens: np.ndarray, *, keep: bool,
+    def _extend(self, read: Read, tokens: np.ndarray,
                 following: np.ndarray | None = None) -> tuple[Read, np.ndarray | None, np.ndarray | None]:
-        """`read` and the tokens [T] after it; with `keep` the caches of `read` stay usable.
+        """`read`, whose caches are used up, and the tokens [T] after it.
 
         With `following` [T], the tokens that are to come after each, also what is most likely there, and how likely
         the following one is: int32 [T] and float32 [T].
@@ -142,14 +154,15 @@ class Reader:
         tokens = self._checked(read, tokens)
         cache, logits, best, likely = read.cache, read.next_logits, [], []
         for start, size in pieces(len(tokens), self._chunk):
-            step = _extend_copied if keep else _extend_in_place
-            piece = jnp.asarray(tokens[None, start : start + size])
-            wanted = None if following is None else jnp.asarray(following[start : start + size], jnp.int32)
-            cache, logits, found = step(self._graph, cache, self._weights, piece, wanted)
-            if found is not None:
+            piece, wanted = tokens[start : start + size], None
+            if following is not None:
+                wanted = jnp.asarray(following[start : start + size], jnp.int32)
+            elif size < self._chunk:  # compared with anything: small pieces of contexts and prompts share a program
+                wanted = jnp.asarray(piece)
+            cache, logits, found = _extend_in_place(self._graph, cache, self._weights, jnp.asarray(piece[None]), wanted)
+            if following is not None:
                 best.append(found[0])
                 likely.append(found[1])
-            keep = False  # from here on the caches are this call's own
         read = Read(cache, logits, read.length + len(tokens), read.capacity)
         return (read, None, None) if following is None else (read, np.concatenate(best), np.concatenate(likely))
 
@@ -175,13 +188,33 @@ class Reader:
 
 
 def pieces(length: int, chunk: int) -> list[tuple[int, int]]:
-    """(start, size) of consecutive pieces of `length` tokens, as large as possible, sizes powers of two."""
-    found, start = [], 0
+    """(start, size) of consecutive pieces of `length` tokens, as large as possible: `chunk`, chunk / SHRINK, .. 1."""
+    found, start, size = [], 0, chunk
     while start < length:
-        size = min(chunk, 1 << ((length - start).bit_length() - 1))
+        while size > length - start:
+            size = max(1, size // SHRINK)
         found.append((start, size))
         start += size
     return found
+
+
+def cache_size(capacity: int) -> int:
+    """Tokens of the caches for `capacity` tokens: one of SMALL_CACHES, and beyond them at most a sixteenth more."""
+    for size in SMALL_CACHES:
+        if capacity <= size:
+            return size
+    step = 1 << (capacity.bit_length() - 5)
+    return -(-capacity // step) * step
+
+
+def _branch(read: Read) -> Read:
+    """`read` with caches of its own, to be used up."""
+    return read._replace(cache=_copy(read.cache))
+
+
+@jax.jit
+def _copy(cache):
+    return jax.tree.map(jnp.copy, cache)
 
 
 def _extend_step(graph, cache, weights, tokens, following=None):
@@ -200,10 +233,9 @@ def _compare(logits, tokens):
 
 
 _extend_in_place = jax.jit(_extend_step, static_argnums=0, donate_argnums=1)
-_extend_copied = jax.jit(_extend_step, static_argnums=0)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _choose(graph, cache, weights, tokens):
     """The caches after tokens [1, T], and what each layer that chooses chose for them."""
     model = nnx.merge(graph, cache, weights)
@@ -212,9 +244,12 @@ def _choose(graph, cache, weights, tokens):
     return nnx.state(model, nnx.Cache), [variable.get_value()[0] for _, variable in layers]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _continue(graph, num_tokens: int, cache, weights, logits, end):
-    """Tokens int32 [num_tokens], their log-probabilities, and how many of both were said."""
+    """The caches, tokens int32 [num_tokens], their log-probabilities, and how many of both were said.
+
+    The caches are of no further use; only what is returned can be written in place.
+    """
     def say(logits, tokens, log_probs, count):
         token = logits.argmax().astype(jnp.int32)
         return tokens.at[count].set(token), log_probs.at[count].set(jax.nn.log_softmax(logits)[token]), count + 1
@@ -229,4 +264,4 @@ def _continue(graph, num_tokens: int, cache, weights, logits, end):
         return cache, *say(logits, tokens, log_probs, count)
 
     said = say(logits, jnp.zeros(num_tokens, jnp.int32), jnp.zeros(num_tokens, jnp.float32), 0)
-    return jax.lax.while_loop(goes_on, step, (cache, *said))[1:]
+    return jax.lax.while_loop(goes_on, step, (cache, *said))

@@ -58,6 +58,8 @@ def render_evaluation(scores: Sequence[Row], *, title: str, lengths: Sequence[Ro
         body += [image(png, description) for of, _, description, png in pictures if of == task]
         here = [row for row in scores if row["task"] == task]
         body.append(_score_table(here))
+        if any(row.get("further_scores") for row in here):
+            body += ["<h3>What else was measured of the answers</h3>", _further_table(here)]
         if any(templates(row) != "-" for row in here):
             body += ["<h3>Templates of training and others</h3>", _template_table(here)]
         if any(row["tokens_read"] is not None for row in here):
@@ -145,6 +147,13 @@ def _score_table(rows):
     if rows[0]["chance"] is not None:
         lines.append(["guessing", *[f"{rows[0]['chance']:.3f}"] * len(lengths), "–", "–", "–"])
     return table(["arm", *lengths, "samples", "haystacks", "seeds"], lines)
+
+
+def _further_table(rows):
+    names = list(dict.fromkeys(name for row in rows for name in row["further_scores"]))
+    lines = [[arm_name(*_arm(row)), row["length"], f"{row['mean']:.3f}",
+              *(f"{row['further_scores'][name]:.3f}" for name in names)] for row in _ordered(rows)]
+    return table(["arm", "length", "score", *names], lines)
 
 
 def _price_table(rows):

@@ -4,6 +4,9 @@
 gives the same haystack. Each module holds one family and says where its tasks come from.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from subq_jax.tasks import (
     code,
     legal,
@@ -15,10 +18,12 @@ from subq_jax.tasks import (
     ruler_tracing,
     ruler_words,
 )
+from subq_jax.tasks.code.bodies import question_of
 from subq_jax.tasks.haystack import Haystack, Question, Request, Task
 
 __all__ = [
-    "CODE", "SYNTHETIC", "TASKS", "TEACHABLE", "WITH_CORPUS", "Haystack", "Question", "Request", "Task", "find_task"]
+    "CODE", "SYNTHETIC", "TASKS", "TEACHABLE", "WITH_CORPUS", "Haystack", "Question", "Request", "Task", "find_task",
+    "score_row"]
 
 # Modules with a tuple TASKS.
 FAMILIES = (ruler_niah, ruler_tracing, ruler_words, ruler_qa, mrcr, legal, licences, records, code)
@@ -38,3 +43,17 @@ def find_task(name: str) -> Task:
     if name not in TASKS:
         raise ValueError(f"task must be one of {sorted(TASKS)}, got {name!r}")
     return TASKS[name]
+
+
+def score_row(row: Mapping[str, Any], answer: str) -> float:
+    """Scores, 0 to 1, the answer that any model gave to a row of `Haystack.rows`; the answer's prefix is no part of it.
+
+    Answers to `code_body` are run: see the limits in `subq_jax.tasks.code.execution`.
+
+    Raises:
+      ValueError: for an unknown task.
+    """
+    task = find_task(row["task"])
+    question = question_of(row) if "body" in row else Question(
+        "", row["answer_prefix"], tuple(row["outputs"]), wrong=tuple(row["wrong"]))
+    return task.score(answer, question)

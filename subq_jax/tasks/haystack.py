@@ -7,7 +7,7 @@ those of its pieces in turn. So lengths are exact and additive for any tokenizer
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -47,6 +47,10 @@ class Question:
     evidence: tuple[Span, ...] = ()
     wrong: tuple[str, ...] = ()
 
+    def further_fields(self) -> dict:
+        """What a row needs beside the fields that all rows have, to be scored by itself; for JSON."""
+        return {}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Haystack:
@@ -59,6 +63,8 @@ class Haystack:
       tokens: int32 [S], the context's tokens.
       questions: at least one.
       length: the length asked for, in tokens.
+      wanted: questions asked for, by which rows are numbered: no two of a study share an `index`, though some haystacks
+        have fewer to ask.
     """
 
     task: str
@@ -67,6 +73,7 @@ class Haystack:
     tokens: np.ndarray
     questions: tuple[Question, ...]
     length: int
+    wanted: int = 1
 
     @property
     def context(self) -> str:
@@ -75,17 +82,18 @@ class Haystack:
     def rows(self) -> Iterator[dict]:
         """One row a question, with the fields of RULER's JSONL files and `task`, `haystack`, `evidence`, `wrong`.
 
+        A row is all that `subq_jax.tasks.score_row` needs; `code_body` has a field `body` for it.
         `token_position_answer` is where the first evidence begins; in RULER's files it is where the answer itself does.
         """
         context = self.context
         for number, question in enumerate(self.questions):
-            yield {"input": context + question.text} | self.row(number)
+            yield {"input": context + question.text} | self.row(number) | question.further_fields()
 
     def row(self, number: int) -> dict:
         """The row of question `number` without `input`, which the task makes again from seed, length and index."""
         question = self.questions[number]
         return {
-            "index": self.index * len(self.questions) + number, "outputs": list(question.outputs),
+            "index": self.index * max(self.wanted, len(self.questions)) + number, "outputs": list(question.outputs),
             "length": self.length, "answer_prefix": question.answer_prefix,
             "token_position_answer": question.evidence[0][0] if question.evidence else -1, "task": self.task,
             "haystack": self.index, "evidence": [list(span) for span in question.evidence],
@@ -146,6 +154,7 @@ class Task:
       score: of an answer's text to a question, 0 to 1.
       answer_tokens: how many tokens an answer may take, RULER's `tokens_to_generate`.
       source: who defined the task, and how this one differs.
+      further_scores: what else an answer is measured by, such as its likeness to wrong instances, 0 to 1 each; by name.
     """
 
     name: str
@@ -153,6 +162,7 @@ class Task:
     score: Callable[[str, Question], float]
     answer_tokens: int
     source: str
+    further_scores: Mapping[str, Callable[[str, Question], float]] = dataclasses.field(default_factory=dict)
 
 
 class Encoder:
@@ -206,7 +216,7 @@ def assemble(request: Request, task: str, pieces: Iterable[str], ask: Callable[[
     ends = np.cumsum(sizes).tolist()
     spans = list(zip([0, *ends[:-1]], ends, strict=True))
     questions = tuple(ask(spans))
-    haystack = Haystack(task, request.index, pieces, tokens, questions, request.length)
+    haystack = Haystack(task, request.index, pieces, tokens, questions, request.length, request.num_questions)
     for question in questions:
         used = len(haystack.tokens) + encoder.count(question.text, question.answer_prefix) + answer_tokens
         if used > request.length:

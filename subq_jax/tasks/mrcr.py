@@ -165,5 +165,6 @@ SOURCE = (
     "no solved example comes first; an answer ends at a blank line. Chance, a random other answer of the conversation "
     "after the right prefix: about 0.07; another answer to the same request: about 0.20.")
 
-TASKS = tuple(Task(f"mrcr_{needles}", functools.partial(_build, num_needles=needles), score, ANSWER_TOKENS, SOURCE)
+TASKS = tuple(Task(f"mrcr_{needles}", functools.partial(_build, num_needles=needles), score, ANSWER_TOKENS, SOURCE,
+              {"wrong instance": wrong_instance_score})
               for needles in (2, 4, 8))

@@ -222,8 +222,15 @@ def _entries(kind: Kind, request: Request, rng: np.random.Generator) -> Iterator
 
 
 def _word_keys(rng):
-    for i in rng.permutation(len(ADJECTIVES) * len(NOUNS)):
-        yield f"{ADJECTIVES[i // len(NOUNS)]}-{NOUNS[i % len(NOUNS)]}"
+    """All keys in random order. Few are wanted, mostly, so that half of them are drawn one at a time."""
+    key = lambda i: f"{ADJECTIVES[i // len(NOUNS)]}-{NOUNS[i % len(NOUNS)]}"
+    total, seen = len(ADJECTIVES) * len(NOUNS), set()
+    while 2 * len(seen) < total:
+        i = int(rng.integers(total))
+        if i not in seen:
+            seen.add(i)
+            yield key(i)
+    yield from map(key, rng.permutation([i for i in range(total) if i not in seen]).tolist())
 
 
 def _numbers(rng):

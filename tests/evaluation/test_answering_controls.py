@@ -53,7 +53,7 @@ def scores(rows):
     return [row["score"] for row in rows]
 
 
-ALL = controls_of(TASK, LENGTH, no_context=True, ways=("retrieval", "vote", "notes"), chunk_sizes=SIZES)
+ALL = controls_of(LENGTH, no_context=True, ways=("retrieval", "vote", "notes"), chunk_sizes=SIZES)
 
 
 def test_what_stands_in_the_context_is_found_by_every_way_and_by_none_without():
@@ -125,7 +125,7 @@ def test_a_real_model_answers_under_every_control():
     model = decoder("selective", vocab_size=TOKENIZER.vocab_size, num_layers=1, layer_pattern=("selective",))
     answering = AnsweringModel(Reader(model, chunk=4), TOKENIZER, model.config)
     haystack = TASK.build(Request(255, TOKENIZER, num_questions=2))  # all caches hold 256 tokens
-    controls = controls_of(TASK, 255, no_context=True, ways=("vote",), chunk_sizes=(32, 64, 255))
+    controls = controls_of(255, no_context=True, ways=("vote",), chunk_sizes=(32, 64, 255))
     found = {rows[0]["control"]: rows for rows in answer_with(answering, TASK, haystack, controls)}
     assert list(found) == [None, "no context", "vote 32", "vote 64"]  # a chunk of 255 would be the context
     assert found[None] == [row | {"seconds": here["seconds"]} for row, here in zip(
@@ -134,10 +134,8 @@ def test_a_real_model_answers_under_every_control():
     assert {row["evidence_recall"] for name, rows in found.items() if name for row in rows} == {None}
 
 
-def test_tasks_without_context_have_no_further_controls():
-    assert controls_of(find_task("code_search_no_context"), 8192, no_context=True, ways=("vote",),
-                       chunk_sizes=SIZES) == [WHOLE]
-    assert controls_of(TASK, 200, no_context=False, ways=("vote",), chunk_sizes=SIZES) == [WHOLE]
+def test_a_chunk_of_the_length_is_no_chunk():
+    assert controls_of(200, no_context=False, ways=("vote",), chunk_sizes=SIZES) == [WHOLE]
 
 
 @pytest.mark.parametrize("ways, sizes, message", [

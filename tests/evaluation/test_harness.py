@@ -18,7 +18,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.task import ConfigurableTask  # noqa: E402
 
 from subq_jax.data.tokenizers import ByteTokenizer  # noqa: E402
-from subq_jax.evaluation.answering import answer_questions  # noqa: E402
+from subq_jax.evaluation.answering import AnsweringModel, answer_questions  # noqa: E402
 from subq_jax.evaluation.harness import HarnessModel, greedy_settings  # noqa: E402
 from subq_jax.inference.reader import Reader, Said  # noqa: E402
 from subq_jax.model.config import DecoderConfig  # noqa: E402
@@ -274,7 +274,7 @@ def test_the_harness_and_our_evaluation_score_a_model_alike(ruler, steps):
     for index, row in enumerate(rows):
         context, room = row["input"], LENGTH + len(row["gen_prefix"]) + 1  # the harness leaves the prefix out
         haystack = Haystack("niah_multivalue", index, (context,), BYTES.encode(context), (asked(row),), room)
-        ours += answer_questions(reader, BYTES, find_task("niah_multivalue"), haystack)
+        ours += answer_questions(AnsweringModel(reader, BYTES, config), find_task("niah_multivalue"), haystack)
     assert [sample["resps"][0][0] for sample in samples] == [row["answer"] for row in ours]
     assert [sample[str(LENGTH)] for sample in samples] == [row["score"] for row in ours]
     assert [row["score"] for row in ours] == ([1.0, 0.5, 0.0] if steps else [0.0] * 3)

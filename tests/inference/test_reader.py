@@ -8,8 +8,9 @@ from flax import nnx
 from tiny_decoder import SHAPE, decoder
 
 from subq_jax.attention.mechanisms import MECHANISMS, SELECTING
+from subq_jax.inference import reader as reader_module
 from subq_jax.inference.generate import generate
-from subq_jax.inference.reader import Reader, pieces
+from subq_jax.inference.reader import SMALL_CACHES, Reader, cache_size, pieces
 from subq_jax.model.attention_modules import ChosenBlocks
 
 CONTEXT, CAPACITY = 37, 64
@@ -94,11 +95,41 @@ def test_log_probabilities_are_those_of_the_full_forward(mechanism, prompt_lengt
 
 
 def test_pieces_are_few_shapes_and_cover_everything():
-    for length in (1, 2, 37, 64, 1000):
-        found = pieces(length, 16)
+    for length in (1, 2, 37, 64, 255, 256, 1000):
+        found = pieces(length, 64)
         assert [start for start, _ in found] == np.cumsum([0, *[size for _, size in found]])[:-1].tolist()
         assert sum(size for _, size in found) == length
-        assert {size for _, size in found} <= {1, 2, 4, 8, 16}
+        assert {size for _, size in found} <= {1, 4, 64} and len(found) <= length // 64 + 15 + 3
+
+
+def test_caches_have_few_sizes_with_room_for_all():
+    small = {cache_size(capacity) for capacity in range(1, SMALL_CACHES[-1])}
+    assert small == set(SMALL_CACHES)
+    for capacity in (10_241, 16_384, 131_073, 2**20 + 1, 12_000_000):
+        assert capacity <= cache_size(capacity) <= capacity * 17 / 16
+        assert cache_size(cache_size(capacity)) == cache_size(capacity)
+    assert len({cache_size(capacity) for capacity in range(32_769, 65_537, 100)}) <= 17
+
+
+@pytest.mark.parametrize("mechanism", [
+    name if name in ("dense", "selective", "sliding_window") else pytest.param(name, marks=pytest.mark.slow)
+    for name in MECHANISMS])
+@pytest.mark.parametrize("chunk", [1, 64])
+def test_results_depend_on_neither_pieces_nor_caches(mechanism, chunk, monkeypatch):
+    def asked(chunk, capacities):
+        monkeypatch.setattr(reader_module, "SMALL_CACHES", capacities)
+        reader = Reader(decoder(mechanism), chunk=chunk)
+        read, prompt = reader.read(tokens(CONTEXT), CAPACITY), tokens(5, 1)
+        said = reader.greedy(read, prompt, 6)
+        return said, reader.log_probabilities(read, prompt, tokens(9, 2)), reader.chosen(read, prompt, said.tokens)
+
+    (said, (likely, agrees), chosen), other = asked(chunk, ()), asked(16, (512,))
+    np.testing.assert_array_equal(said.tokens, other[0].tokens)
+    np.testing.assert_allclose(said.log_probs, other[0].log_probs, atol=1e-5)
+    np.testing.assert_allclose(likely, other[1][0], atol=1e-5)
+    np.testing.assert_array_equal(agrees, other[1][1])
+    for ours, theirs in zip(chosen, other[2], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(

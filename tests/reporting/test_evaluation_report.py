@@ -49,6 +49,16 @@ def test_a_full_report_is_one_page():
     assert "<td>guessing</td><td>0.010</td>" in page
 
 
+def test_further_scores_stand_beside_the_score():
+    further = {"wrong instance": 0.125, "edit similarity": 1.0}
+    rows = [row | {"further_scores": further if row["task"] == "niah" else {}} for row in study()]
+    table = score_table(rows)
+    assert {row["task"] for row in table if row["further_scores"]} == {"niah"}
+    page = render_evaluation(table, title="t")
+    assert page.count("What else was measured") == 1 and "<td>0.125</td><td>1.000</td></tr>" in page
+    assert "What else was measured" not in render_evaluation(score_table(study()), title="t")
+
+
 def test_controls_stand_beside_their_model_with_their_price():
     rows = [row | {"template": "seen" if row["task"] == "niah" else "unseen",
                    "tokens_read": row["length"], "flops": 2e12, "seconds": 0.5, "control": None,

@@ -3,11 +3,14 @@
 To write them again after a change that is meant: `PYTHONPATH=. python tests/tasks/test_golden.py`.
 """
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from test_licences import CORPUS
 from tiny_tasks import build
+
+from subq_jax.tasks import find_task, score_row
 
 GOLDEN = Path(__file__).parent / "golden"
 LENGTHS = {
@@ -27,6 +30,21 @@ def as_text(name: str) -> str:
 @pytest.mark.parametrize("name", LENGTHS)
 def test_haystacks_stay_as_read_by_hand(name):
     assert as_text(name) == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_answers_are_scored_from_rows_alone(name):
+    haystack, task = build(name, LENGTHS[name], num_questions=2, corpus=CORPUS), find_task(name)
+    for row, question in zip(haystack.rows(), haystack.questions, strict=True):
+        answers = [" ".join(question.outputs), *question.wrong[:2], "nothing"]
+        assert [score_row(row, answer) for answer in answers] == [task.score(answer, question) for answer in answers]
+        assert score_row(row, answers[0]) == 1
+
+
+def test_rows_of_a_study_are_numbered_apart():
+    haystacks = [build("phonebook", 400, index=index, num_questions=2) for index in range(3)]
+    haystacks[1] = dataclasses.replace(haystacks[1], questions=haystacks[1].questions[:1])  # it had no more to ask
+    assert [row["index"] for haystack in haystacks for row in haystack.rows()] == [0, 1, 2, 4, 5]
 
 
 if __name__ == "__main__":

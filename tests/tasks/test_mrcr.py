@@ -8,7 +8,7 @@ import pytest
 from tiny_tasks import TOKENIZER, build, check_common, check_solved, decoded
 
 from subq_jax.tasks import Question, find_task
-from subq_jax.tasks.mrcr import ANSWER_TOKENS, FORMATS, chance_score, score, wrong_instance_score
+from subq_jax.tasks.mrcr import ANSWER_TOKENS, FORMATS, PREFIX_LENGTH, chance_score, score, wrong_instance_score
 from subq_jax.tasks.words import WORDS
 
 NAMES = "mrcr_2", "mrcr_4", "mrcr_8"
@@ -68,6 +68,15 @@ def test_a_wrong_instance_scores_higher_against_the_wrong_ones():
     answer = "abcdefghijthe dog ran"
     assert wrong_instance_score(answer, QUESTION) == 1 > score(answer, QUESTION)
     assert wrong_instance_score("the dog ran", QUESTION) == 0
+
+
+def test_the_score_of_wrong_instances_is_measured_beside_the_score():
+    haystack, task = build("mrcr_4", 3500), find_task("mrcr_4")
+    (question,) = haystack.questions
+    (measure,) = task.further_scores.values()
+    wrong = question.outputs[0][:PREFIX_LENGTH] + question.wrong[0]
+    assert measure(wrong, question) > 0.95 > task.score(wrong, question)
+    assert measure(question.outputs[0], question) < 0.95 < task.score(question.outputs[0], question)
 
 
 def test_chance_is_what_the_source_says():

@@ -4,16 +4,14 @@ The repository is `Request.corpus`, documents whose first line is `# path/to/fil
 so), or the standard library if the corpus is empty, which is also what models train on here by default: score those on
 another folder. Its whole files, in random order, fill the context.
 
-Each task has a renamed variant, `_renamed`, in which functions and classes have made-up names throughout, and each of
-the two a control, `_no_context`: the same questions without the context.
+Each task has a renamed variant, `_renamed`, in which functions and classes have made-up names throughout. How much is
+memory is what the same questions without the context show (`subq_jax.evaluation.controls`).
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
-import numpy as np
-
-from subq_jax.tasks.code.bodies import BODY, passes_doctests
+from subq_jax.tasks.code.bodies import BODY, edit_similarity, is_body, passes_doctests
 from subq_jax.tasks.code.completion import FAR, IDENTIFIER, NEXT_LINE, is_line, is_name
 from subq_jax.tasks.code.context import Family
 from subq_jax.tasks.code.edits import EDIT, share_of_sites
@@ -23,27 +21,23 @@ from subq_jax.tasks.haystack import Haystack, Question, Request, Task
 
 __all__ = ["TASKS", "source_documents"]
 
+Score = Callable[[str, Question], float]
+
 REPOQA = "RepoQA (Liu et al., 2024, arXiv:2406.06025)"
 COMPLETION = "CrossCodeEval (Ding et al., 2023, arXiv:2310.11248), RepoBench (Liu et al., 2023, arXiv:2306.03091)"
 
 
-def _variants(family: Family, score: Callable[[str, Question], float], source: str) -> Iterator[Task]:
-    """The task of a family, renamed and not, with and without context."""
+def _variants(family: Family, score: Score, source: str, further_scores: Mapping[str, Score] | None = None
+              ) -> Iterator[Task]:
+    """The task of a family, renamed and not."""
     for renamed in (False, True):
-        for context in (True, False):
-            name = family.name + "_renamed" * renamed + "_no_context" * (not context)
-            yield Task(name, _builder(family, name, renamed, context), score, family.answer_tokens, source)
+        name = family.name + "_renamed" * renamed
+        build = _builder(family, name, renamed)
+        yield Task(name, build, score, family.answer_tokens, source, further_scores or {})
 
 
-def _builder(family: Family, name: str, renamed: bool, context: bool) -> Callable[[Request], Haystack]:
-    def build(request: Request) -> Haystack:
-        haystack = dataclasses.replace(family.build(request, renamed), task=name)
-        if context:
-            return haystack
-        questions = tuple(dataclasses.replace(question, evidence=()) for question in haystack.questions)
-        return dataclasses.replace(haystack, pieces=(), tokens=np.zeros(0, np.int32), questions=questions)
-
-    return build
+def _builder(family: Family, name: str, renamed: bool) -> Callable[[Request], Haystack]:
+    return lambda request: dataclasses.replace(family.build(request, renamed), task=name)
 
 
 TASKS = (
@@ -52,6 +46,7 @@ TASKS = (
     *_variants(BY_CALL, is_found, f"{REPOQA}; as code_search, but a call asks in place of a description. Chance: 0."),
     *_variants(NEXT_LINE, is_line, f"{COMPLETION}; the definition stands in the first {1 - FAR:.0%} of the context"),
     *_variants(IDENTIFIER, is_name, f"{COMPLETION}; the rest of the line is shown"),
-    *_variants(BODY, passes_doctests, "ours: a function's own doctests run with the body the model writes"),
+    *_variants(BODY, passes_doctests, "ours: a function's own doctests run with the body the model writes",
+               {"exact match": is_body, "edit similarity": edit_similarity}),
     *_variants(EDIT, share_of_sites, "ours: a new parameter and its argument in all calls"),
 )

@@ -8,7 +8,8 @@ import dataclasses
 import difflib
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -44,12 +45,25 @@ class BodyQuestion(Question):
     after: str = dataclasses.field(default="", repr=False)
     renaming: Renaming = dataclasses.field(default=NOT_RENAMED, repr=False)
 
+    def further_fields(self) -> dict:
+        """`body`: what runs it; see `question_of`."""
+        return {"body": {"doctests": dataclasses.asdict(self.doctests), "before": self.before, "after": self.after,
+                         "renaming": self.renaming.original}}
+
     def body_in(self, answer: str) -> str:
         """The lines of the answer up to the first that is indented no more than the signature."""
         signature = self.answer_prefix.split("\n")[0]
         lines = answer.expandtabs().rstrip().split("\n")
         end = end_of_block(lines, 0, len(signature) - len(signature.lstrip()))
         return "\n".join(lines[:end]).rstrip() + "\n"
+
+
+def question_of(row: Mapping[str, Any]) -> BodyQuestion:
+    """The question of a row of `Haystack.rows`, but for its text and evidence."""
+    body = row["body"]
+    return BodyQuestion("", row["answer_prefix"], tuple(row["outputs"]), wrong=tuple(row["wrong"]),
+                        doctests=Doctests(**body["doctests"]), before=body["before"], after=body["after"],
+                        renaming=Renaming(body["renaming"]))
 
 
 def passes_doctests(answer: str, question: BodyQuestion) -> float:
