@@ -40,7 +40,7 @@ from subq_jax.kernels.gpu.tile import (
 )
 
 STAGES = 4
-REGISTERS = 232, 40
+REGISTERS = 240, 24
 
 
 def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, offset, tokens: int, block: int,
