@@ -29,6 +29,7 @@ from subq_jax.kernels.gpu.tile import (
     HALF,
     LOG2E,
     PRODUCER,
+    REGISTERS,
     TILE,
     WORKERS,
     TileShape,
@@ -45,7 +46,6 @@ from subq_jax.kernels.gpu.tile import (
 )
 
 KEYS, STAGES = 128, 2  # positions of a step, steps in shared memory
-REGISTERS = 232, 40  # of a thread that computes, of one that copies
 
 
 def attend(q, k, v, lists: TileLists, offset, tokens: int, block: int, ctas: int):
