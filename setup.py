@@ -4,8 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-JAX = "jax>=0.11.2,<0.13"
-TPU = "jax[tpu]>=0.11.2,<0.13"
+VERSIONS = ">=0.11.2,<0.13"  # of jax and its plugins
+JAX, GPU, TPU = f"jax{VERSIONS}", f"jax[cuda13]{VERSIONS}", f"jax[tpu]{VERSIONS}"
 # libtpu compiles for TPUs on any such machine, so that tests of the kernels need none.
 LIBTPU = f'{TPU}; sys_platform == "linux" and platform_machine == "x86_64"'
 # transformers brings the tokenizers that its RULER tasks measure prompts with; PyTorch is not needed.
@@ -39,7 +39,7 @@ setup(
         "tokenizers>=0.22",
     ],
     extras_require={
-        "gpu": ["jax[cuda13]>=0.11.2,<0.13"],
+        "gpu": [GPU],
         "tpu": [TPU],
         "evaluate": EVALUATE,
         "harness": HARNESS,

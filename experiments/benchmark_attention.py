@@ -208,11 +208,16 @@ def _work(name: str, stage: str, length: int, overlap: float):
 
 
 def check_flags() -> None:
-    """Raises UsageError for lengths and fan-outs that are none, ValueError for arms that cannot spend the budget."""
+    """Checks the flags that belong together.
+
+    Raises:
+      UsageError: for lengths and fan-outs that are none, or estimates that cannot be made.
+      ValueError: for arms that cannot spend the budget.
+    """
     check_numbers(_LENGTHS.value)
     if _ESTIMATE_FOR.value:
         if why_not():
-            raise app.UsageError(f"--estimate_for: {why_not()}")
+            raise app.UsageError(f"--estimate_for={_ESTIMATE_FOR.value} compiles with libtpu: {why_not()}")
         if FANOUTS.value or not set(_MECHANISMS.value) & set(WITH_KERNELS):
             raise app.UsageError(f"--estimate_for knows {WITH_KERNELS} without --fanouts, got --mechanisms="
                                  f"{','.join(_MECHANISMS.value)} --fanouts={','.join(FANOUTS.value)}")

@@ -30,10 +30,9 @@ from subq_jax.kernels.gpu.backward_keys import backward_keys
 from subq_jax.kernels.gpu.backward_queries import backward_queries
 from subq_jax.kernels.gpu.choose import best_blocks
 from subq_jax.kernels.gpu.inverse import inverse_lists
-from subq_jax.kernels.gpu.limits import tokens_of_tile
 from subq_jax.kernels.gpu.lists import TileLists, TokenLists, tile_lists
 from subq_jax.kernels.gpu.selective import MULTIPROCESSORS, PAIRS
-from subq_jax.kernels.gpu.tile import TILE
+from subq_jax.kernels.gpu.tile import TILE, tokens_of_tile
 
 KERNELS = ("best_blocks", "tile_lists", "attend", "backward_queries", "backward_keys")
 SHAPES = {  # query heads of the KV head, head dimension, block size, selected blocks, type

@@ -84,11 +84,11 @@ def gradient(*arrays):
     return jax.grad(lambda *x: forward(*x).astype(jnp.float32).sum(), argnums=range(5))(*arrays)
 
 
-def decode_shapes_of(batch: int, length: int, heads: int, kv_heads: int, queries: int = 1):
-    """The shapes of `decode`'s arrays: `batch` caches of `length` positions, a few queries of each."""
+def decode_shapes_of(batch: int, length: int, heads: int, kv_heads: int):
+    """The shapes of `decode`'s arrays: `batch` caches of `length` positions, a query of each."""
     return [*((batch, tokens, n, width) for tokens, n, width in (
-        (queries, heads, HEAD_DIM), (length, kv_heads, HEAD_DIM), (length, kv_heads, HEAD_DIM),
-        (queries, kv_heads, ROUTER_DIM), (length, kv_heads, ROUTER_DIM))),
+        (1, heads, HEAD_DIM), (length, kv_heads, HEAD_DIM), (length, kv_heads, HEAD_DIM),
+        (1, kv_heads, ROUTER_DIM), (length, kv_heads, ROUTER_DIM))),
         (batch, kv_heads, length // CONFIG.block_size, ROUTER_DIM)]
 
 

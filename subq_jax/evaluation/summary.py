@@ -104,10 +104,10 @@ def score_table(rows: Sequence[Row], *, chance: Mapping[str, float] | None = Non
     Returns:
       rows `dict(task, length, mechanism, budget, control, mean, low, high, samples, haystacks, seeds, chance,
       seen_mean, unseen_mean, further_scores, tokens_read, flops, seconds, evidence_recall)`, in the order of tasks,
-      lengths and arms. `further_scores` are means by name, none over all tasks.
-      The two means are those over tasks whose template was seen or not seen in training. The last four are means over
-      the samples that have them; `seconds` is their median, so that the few answers that waited for compilation do
-      not count. Over all tasks they are the means of the tasks' numbers. Null stands for no samples.
+      lengths and arms. The two means are those over tasks whose template was seen or not seen in training;
+      `further_scores` are means by name, none over all tasks. The last four are means over the samples that have them;
+      `seconds` is their median, so that the few answers that waited for compilation do not count. Over all tasks they
+      are the means of the tasks' numbers. Null stands for no samples.
 
     Raises:
       ValueError: for samples that `check_samples` refuses, or a task in `chance` that no sample has.

@@ -15,7 +15,7 @@ from subq_jax.model.attention_modules import ChosenBlocks
 from subq_jax.model.decoder import Decoder
 
 CHUNK = 2048  # tokens of one prefill step: memory beside the caches follows it, not the context
-SHRINK = 16  # of pieces, where tokens are left: more sizes would be fewer steps and more programs to compile
+SHRINK = 16  # from one size of pieces to the next: a smaller factor saves steps and compiles more programs
 SMALL_CACHES = (1280, 10_240)  # tokens; caches of any size up to these would cost more to compile than they save
 
 

@@ -52,6 +52,9 @@ class Question:
         return {}
 
 
+Score = Callable[[str, Question], float]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Haystack:
     """A context and its questions; each prompt with room for the answer is at most `length` tokens.
@@ -159,10 +162,10 @@ class Task:
 
     name: str
     build: Callable[[Request], Haystack]
-    score: Callable[[str, Question], float]
+    score: Score
     answer_tokens: int
     source: str
-    further_scores: Mapping[str, Callable[[str, Question], float]] = dataclasses.field(default_factory=dict)
+    further_scores: Mapping[str, Score] = dataclasses.field(default_factory=dict)
 
 
 class Encoder:

@@ -4,7 +4,7 @@ from interpreted import interpreted_kernels
 
 @pytest.fixture(params=["reference", "xla", pytest.param("tpu", marks=pytest.mark.slow)])
 def implementation(request):
-    """The name of every implementation in turn; the TPU's kernels run interpreted."""
+    """The implementations that run in this process, the TPU's kernels interpreted; `test_gpu.py` compares `gpu`."""
     if request.param != "tpu":
         yield request.param
         return

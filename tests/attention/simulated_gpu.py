@@ -47,11 +47,11 @@ def scores_beside_product(left, right, meanwhile, total, weights, values, values
 
 
 @contextlib.contextmanager
-def simulated_gpu(**changes):
+def simulated_gpu():
     """`implementation="gpu"` runs simulated inside, at any size, on two multiprocessors."""
     products = [scores, two_scores, add_product, add_two_products, scores_beside_product]
     plain = mock.patch.multiple(tensor_core, **{product.__name__: product for product in products})
-    sizes = mock.patch.multiple(selective, **{"MULTIPROCESSORS": 2, "unsupported": lambda *_: None} | changes)
+    sizes = mock.patch.multiple(selective, MULTIPROCESSORS=2, unsupported=lambda *_: None)
     with plain, sizes, plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(uninitialized_memory="nan")):
         yield
 

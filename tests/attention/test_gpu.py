@@ -13,7 +13,8 @@ import pytest
 from problems import arrays
 
 from subq_jax import SelectionConfig, selective_attention
-from subq_jax.kernels.gpu.limits import tokens_of_tile, unsupported
+from subq_jax.kernels.gpu.limits import unsupported
+from subq_jax.kernels.gpu.tile import tokens_of_tile
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.tree import SummaryTree
 

@@ -29,6 +29,7 @@ from subq_jax.kernels.gpu.tile import (
     HALF,
     LOG2E,
     PRODUCER,
+    REGISTERS,
     TILE,
     WORKERS,
     TileShape,
@@ -45,7 +46,6 @@ from subq_jax.kernels.gpu.tile import (
 )
 
 KEYS, STAGES = 128, 2  # positions of a step, steps in shared memory
-REGISTERS = 232, 40  # of a thread that computes, of one that copies
 
 
 def attend(q, k, v, lists: TileLists, offset, tokens: int, block: int, ctas: int):
@@ -87,6 +87,7 @@ def attend(q, k, v, lists: TileLists, offset, tokens: int, block: int, ctas: int
     return plgpu.kernel(
         kernel, out_type=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((count, rows), jnp.float32)],
         grid=(ctas,), grid_names=("cta",), num_threads=WORKERS + 1, thread_name="warpgroup",
+        # Barriers at every use of shared memory would end the overlap; those that are needed stand in the kernel.
         compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=True),
     )(q, k, v, lists.entries, lists.blocks, lists.gates, offset)
 

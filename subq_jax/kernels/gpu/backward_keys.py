@@ -28,6 +28,7 @@ from subq_jax.kernels.gpu.tile import (
     HALF,
     LOG2E,
     PRODUCER,
+    REGISTERS,
     UNSEEN,
     WORKERS,
     TileShape,
@@ -39,8 +40,7 @@ from subq_jax.kernels.gpu.tile import (
     token_masks,
 )
 
-STAGES = 4
-REGISTERS = 240, 24
+STAGES = 4  # steps in shared memory
 
 
 def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, offset, tokens: int, block: int,

@@ -22,6 +22,7 @@ from subq_jax.kernels.gpu.tile import (
     HALF,
     LOG2E,
     PRODUCER,
+    REGISTERS,
     TILE,
     WORKERS,
     TileShape,
@@ -37,8 +38,7 @@ from subq_jax.kernels.gpu.tile import (
     token_masks,
 )
 
-KEYS, STAGES = 64, 2
-REGISTERS = 232, 40
+KEYS, STAGES = 64, 2  # positions of a step, steps in shared memory
 
 
 def backward_queries(q, d_out, lse, delta, k, v, lists: TileLists, offset, tokens: int, block: int, ctas: int):

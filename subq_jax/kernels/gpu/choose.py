@@ -27,32 +27,30 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu import tensor_core
 from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
-from subq_jax.kernels.gpu.tile import HALF, PRODUCER, WORKERS, drain, for_each_item, matrix
+from subq_jax.kernels.gpu.tile import HALF, PRODUCER, REGISTERS, WORKERS, by_row, drain, for_each_item, matrix
 from subq_jax.selection.summaries import score_scale
 
 QUERIES = HALF * WORKERS  # of a block of threads
 RING_BYTES = 128 << 10  # of shared memory for summaries
 LOWEST = float(jnp.finfo(jnp.float32).min)  # of what a candidate can score, so that it beats an empty slot
-NONE = jnp.iinfo(jnp.int32).max
+BELOW = -jnp.iinfo(jnp.int32).max  # every id, also those of empty slots
 
 
-def best_blocks(router_q, summaries, low, high, count: int, ctas: int, tile: int | None = None):
+def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
     """The contract's flat choice.
 
     Args:
       router_q: [X, P, R], P a multiple of 128.
-      summaries: [X, NB, R], NB a multiple of `tile`.
+      summaries: [X, NB, R], NB a multiple of `tile_of(count)`.
       low, high: int32 [X, P], first and last candidate; the last lies before the first where there is none.
       count: blocks to choose, M.
       ctas: blocks of threads, one for each multiprocessor.
-      tile: summaries compared at a time; default `tile_of(count)`.
 
     Returns:
       block ids int32 [X, P, M'] descending, then -1, and their scores float32 [X, P, M'], 0 where the id is -1. M' is M
       rounded up to a multiple of 8.
     """
-    tile = tile_of(count) if tile is None else tile
-    (rows, padded, width), held = router_q.shape, -(-count // 8) * 8
+    (rows, padded, width), held, tile = router_q.shape, -(-count // 8) * 8, tile_of(count)
     itemsize = router_q.dtype.itemsize
     stages = max(2, min(8, RING_BYTES // (tile * width * itemsize)))
     total = rows * padded // QUERIES
@@ -73,6 +71,7 @@ def best_blocks(router_q, summaries, low, high, count: int, ctas: int, tile: int
     results = [jax.ShapeDtypeStruct((rows, padded, held), dtype) for dtype in (jnp.int32, jnp.float32)]
     return plgpu.kernel(
         kernel, out_type=results, grid=(ctas,), grid_names=("cta",), num_threads=WORKERS + 1, thread_name="warpgroup",
+        # Barriers at every use of shared memory would end the overlap; those that are needed stand in the kernel.
         compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=True),
     )(router_q, summaries, low, high, _spans(low, high, tile, summaries.shape[1]))
 
@@ -104,11 +103,10 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buf
     which = lambda item: (lax.div(item, jnp.int32(tiles)), lax.rem(item, jnp.int32(tiles)))
     my_rows = lambda query_tile, worker: pl.ds(query_tile * QUERIES + worker * HALF, HALF)
     slot_of = lambda step: lax.rem(step, jnp.int32(stages))
-    wide = lambda x, columns: lax.broadcast_in_dim(x, (HALF, columns), [0])
 
     @pl.when(warpgroup < WORKERS)
     def _():
-        plgpu.set_max_registers(232, action="increase")
+        plgpu.set_max_registers(REGISTERS[0], action="increase")
         column = plgpu.broadcasted_iota(jnp.int32, (HALF, tile), 1, layout=ACC)
         place = plgpu.broadcasted_iota(jnp.int32, (HALF, held_slots), 1, layout=ACC)
 
@@ -126,12 +124,12 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buf
                 plgpu.barrier_arrive(free.at[slot])
                 scores = jnp.maximum(scores, LOWEST)
                 if at_edge:
-                    inside = (column >= wide(first - i * tile, tile)) & (column <= wide(last - i * tile, tile))
+                    inside = (column >= by_row(first - i * tile, column)) & (column <= by_row(last - i * tile, column))
                     scores = jnp.where(inside, scores, -jnp.inf)
                 worst = held[0].min(axis=1)
-                better = jnp.where(scores > wide(worst, tile), jnp.float32(1), jnp.float32(0)).sum(axis=1)
+                better = jnp.where(scores > by_row(worst, scores), jnp.float32(1), jnp.float32(0)).sum(axis=1)
                 newcomers = jnp.minimum(better.max().astype(jnp.int32), jnp.int32(count))
-                insert = functools.partial(_insert, first=i * tile, column=column, wide=wide)
+                insert = functools.partial(_insert, first=i * tile, column=column)
                 return lax.fori_loop(0, newcomers, insert, (scores, worst, *held))[2:]
 
             # Empty slots have ids below 0, each another; what fills the last 8 up beats every score and never leaves.
@@ -140,14 +138,14 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buf
             held = lax.fori_loop(a, b, functools.partial(visit, at_edge=False), held)
             held = lax.fori_loop(b, end, functools.partial(visit, at_edge=True), held)
             plgpu.barrier_arrive(q_free.at[warpgroup])
-            ids_out[x, mine], scores_out[x, mine] = _descending(*held, count=count, place=place, wide=wide)
+            ids_out[x, mine], scores_out[x, mine] = _descending(*held, count=count, place=place)
             return step + end - begin
 
         for_each_item(rows * tiles, ctas, query_tile, jnp.int32(0))
 
     @pl.when(warpgroup == PRODUCER)
     def _():
-        plgpu.set_max_registers(40, action="decrease")
+        plgpu.set_max_registers(REGISTERS[1], action="decrease")
 
         def query_tile(item, number, step):
             x, query_tile = which(item)
@@ -180,33 +178,30 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buf
             plgpu.barrier_wait(q_free.at[worker])
 
 
-def _insert(_, state, *, first, column, wide):
+def _insert(_, state, *, first, column):
     """The best block of every query's tile, which starts at block `first`, replaces the worst held if better."""
     scores, worst, held, ids = state
-    tile, slots = scores.shape[1], held.shape[1]
     best = scores.max(axis=1)
-    where = jnp.where(scores == wide(best, tile), column, jnp.int32(tile)).min(axis=1)
-    scores = jnp.where(column == wide(where, tile), jnp.float32(-jnp.inf), scores)
-    leaving = jnp.where(held == wide(worst, slots), ids, jnp.int32(-NONE)).max(axis=1)
-    taken = (ids == wide(leaving, slots)) & (wide(best, slots) > wide(worst, slots))
-    held = jnp.where(taken, wide(best, slots), held)
-    ids = jnp.where(taken, wide(where + first, slots), ids)
+    where = jnp.where(scores == by_row(best, scores), column, jnp.int32(scores.shape[1])).min(axis=1)
+    scores = jnp.where(column == by_row(where, scores), jnp.float32(-jnp.inf), scores)
+    leaving = jnp.where(held == by_row(worst, held), ids, jnp.int32(BELOW)).max(axis=1)
+    taken = (ids == by_row(leaving, held)) & (by_row(best, held) > by_row(worst, held))
+    held = jnp.where(taken, by_row(best, held), held)
+    ids = jnp.where(taken, by_row(where + first, held), ids)
     return scores, held.min(axis=1), held, ids
 
 
-def _descending(held, ids, *, count: int, place, wide):
+def _descending(held, ids, *, count: int, place):
     """What is held in the order of ids, highest first: ids, then -1, and scores, then 0."""
-    slots = held.shape[1]
-
     def take(j, state):
         left, ids, scores = state
         highest = left.max(axis=1)
-        here = left == wide(highest, slots)
+        here = left == by_row(highest, left)
         score = jnp.where(here, held, jnp.float32(-jnp.inf)).max(axis=1)
         some = highest >= 0
-        ids = jnp.where(place == j, wide(jnp.where(some, highest, jnp.int32(-1)), slots), ids)
-        scores = jnp.where(place == j, wide(jnp.where(some, score, jnp.float32(0)), slots), scores)
-        return jnp.where(here, jnp.int32(-NONE), left), ids, scores
+        ids = jnp.where(place == j, by_row(jnp.where(some, highest, jnp.int32(-1)), ids), ids)
+        scores = jnp.where(place == j, by_row(jnp.where(some, score, jnp.float32(0)), scores), scores)
+        return jnp.where(here, jnp.int32(BELOW), left), ids, scores
 
     nothing = jnp.minimum(place, -1), jnp.where(place >= 0, jnp.float32(0), held)  # in registers as `held` is
     return lax.fori_loop(0, count, take, (ids, *nothing))[1:]

@@ -11,9 +11,9 @@ from subq_jax.kernels.gpu.lists import TokenLists
 class InverseLists(NamedTuple):
     """Tokens of block 0, of block 1, ..., ascending for each.
 
-    `tokens` int32, `gates` and `weights` float32 [X, E] are the pairs of a token and a block it sees; `pieces` int32
-    [X, W, 4] are (block, begin, edge, end): the pairs `begin` to `end` belong to `block`, and only those before `edge`
-    may stand in it. `first` int32 [X, NB + 1] is the first piece of every block, and the number of pieces.
+    `tokens` int32, `gates` and `weights` float32 [X, P * J] are pairs of a token and a block it sees. `pieces` int32
+    [X, pieces, 4] are (block, begin, edge, end): the pairs `begin` to `end` belong to `block`, and only those before
+    `edge` may stand in it. `first` int32 [X, NB + 1] is the first piece of every block, and the number of pieces.
     """
 
     tokens: jax.Array
@@ -24,7 +24,7 @@ class InverseLists(NamedTuple):
 
 
 def inverse_lists(lists: TokenLists, weights, num_blocks: int, block: int, most: int) -> InverseLists:
-    """The inverse.
+    """Sorts the pairs of a token and a block it sees by block.
 
     Args:
       lists: what every token sees.

@@ -2,35 +2,28 @@
 
 import jax.numpy as jnp
 
-from subq_jax.kernels.gpu.tile import TILE
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 
-BLOCK_SIZES, HEAD_DIMS, MAX_GROUP, MAX_CHOSEN = (32, 64, 128), (64, 128), 32, 128
-MAX_ROUTER_DIM = 256
+BLOCK_SIZES, HEAD_DIMS, MAX_ROUTER_DIM = (32, 64, 128), (64, 128), 256
+MAX_GROUP = 32  # so that a tile has 4 tokens, whose gates for a block are 16 bytes: a copy takes no less
+MAX_CHOSEN = 128  # blocks of a query: their ids and scores are held in registers
 
 
 def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
     """Why the kernels do not take these arrays; None when they do."""
-    (heads, head_dim), kv_heads, width = inputs.q.shape[2:], inputs.k.shape[2], inputs.router_q.shape[3]
-    halves = (jnp.bfloat16, jnp.float16)
+    (heads, head_dim), router_dim = inputs.q.shape[2:], inputs.router_q.shape[3]
+    group, halves = heads // inputs.k.shape[2], (jnp.bfloat16, jnp.float16)
     if inputs.q.dtype not in halves or inputs.router_q.dtype not in halves:
         return f"dtypes must be bfloat16 or float16, got {inputs.q.dtype} and {inputs.router_q.dtype}"
     if head_dim not in HEAD_DIMS:
         return f"head_dim must be one of {HEAD_DIMS}, got {head_dim}"
     if config.block_size not in BLOCK_SIZES:
         return f"block_size must be one of {BLOCK_SIZES}, got {config.block_size}"
-    if heads // kv_heads > MAX_GROUP:
-        return f"query heads of a KV head must be at most {MAX_GROUP}, got {heads // kv_heads}"
+    if group > MAX_GROUP:
+        return f"query heads of a KV head must be at most {MAX_GROUP}, got {group}"
     if config.num_blocks > MAX_CHOSEN:
         return f"num_blocks must be at most {MAX_CHOSEN}, got {config.num_blocks}"
-    if width % 64 or width > MAX_ROUTER_DIM:
-        return f"router_dim must be a multiple of 64 up to {MAX_ROUTER_DIM}, got {width}"
+    if router_dim % 64 or router_dim > MAX_ROUTER_DIM:
+        return f"router_dim must be a multiple of 64 up to {MAX_ROUTER_DIM}, got {router_dim}"
     return None
-
-
-def tokens_of_tile(group: int) -> int:
-    """Tokens whose heads fill a tile; a group is filled up to a power of 2, and to the 8 rows that a copy can place."""
-    return TILE // max(8, 1 << (group - 1).bit_length())
-
-

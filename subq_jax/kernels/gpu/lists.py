@@ -11,7 +11,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu.tile import UNSEEN, for_each_item
 from subq_jax.kernels.xla.layout import repeat_heads
-from subq_jax.kernels.xla.selective import sink_ids
+from subq_jax.kernels.xla.selective import local_ids, sink_ids
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.visibility import QueryPlace
 
@@ -46,11 +46,8 @@ def token_lists(ids, scores, place: QueryPlace, config: SelectionConfig, kv_head
       place: where the tokens stand; fields [B, P].
     """
     local, sinks = config.local_blocks, config.sink_blocks
-    of_rows = lambda x: repeat_heads(x, kv_heads)[..., None]
-    block, first, exists = of_rows(place.block), of_rows(place.first_block), of_rows(place.exists)
-    ids = jnp.where(exists, ids, -1)
-    near = block - jnp.arange(local, dtype=jnp.int32)[None, None]
-    near = jnp.where(exists & (near >= first), near, -1)
+    ids = jnp.where(repeat_heads(place.exists, kv_heads)[..., None], ids, -1)
+    near = repeat_heads(local_ids(place, config), kv_heads)
     chosen = (ids >= 0).sum(axis=-1, keepdims=True, dtype=jnp.int32)
     far = jnp.full((*ids.shape[:2], sinks), -1, jnp.int32)
     listed = jnp.concatenate([near, ids, far], axis=-1)

@@ -19,11 +19,20 @@ from subq_jax.kernels.gpu.backward_keys import backward_keys
 from subq_jax.kernels.gpu.backward_queries import backward_queries
 from subq_jax.kernels.gpu.choose import QUERIES, best_blocks, tile_of
 from subq_jax.kernels.gpu.inverse import inverse_lists
-from subq_jax.kernels.gpu.limits import tokens_of_tile, unsupported
+from subq_jax.kernels.gpu.limits import unsupported
 from subq_jax.kernels.gpu.lists import TileLists, TokenLists, gates_of_tokens, tile_lists, token_lists
-from subq_jax.kernels.gpu.tile import TILE
-from subq_jax.kernels.xla.layout import fold, fold_keys, fold_queries, repeat_heads, unfold_keys, unfold_queries
-from subq_jax.kernels.xla.selective import choose, weighted_summaries, xla_selective_attention
+from subq_jax.kernels.gpu.tile import TILE, TileShape, tokens_of_tile
+from subq_jax.kernels.xla.layout import (
+    fold,
+    fold_keys,
+    fold_queries,
+    repeat_heads,
+    unfold_keys,
+    unfold_queries,
+    whole_rows,
+)
+from subq_jax.kernels.xla.selective import choose, few_queries, weighted_summaries, xla_selective_attention
+from subq_jax.kernels.xla.tile import row_delta
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.summaries import score_scale
@@ -45,8 +54,7 @@ def gpu_selective_attention(
     reason = unsupported(inputs, config)
     if reason is not None:
         warnings.warn(f'implementation="gpu" falls back to "xla": {reason}', stacklevel=3)
-    few = q.shape[1] * config.budget <= k.shape[1]  # they gather less than the kernels would lay out
-    if few or reason is not None:
+    if reason is not None or few_queries(q, k, config):
         return xla_selective_attention(inputs, config, gate=gate)
     if selection is None and not config.fanouts:
         router_q_fixed, summaries = jax.lax.stop_gradient((router_q, tree.levels[0]))
@@ -71,20 +79,15 @@ def _choose(router_q, summaries, place: QueryPlace, config: SelectionConfig):
     """The flat choice, int32 [X, T, M] descending and then -1, and its scores float32 [X, T, M]."""
     queries, kv_heads = router_q.shape[1:3]
     low, high = (repeat_heads(x[..., 0], kv_heads) for x in candidate_range(place, config))
-    pad = lambda x, multiple, fill=0: _whole(x, multiple, fill)
+    summaries = whole_rows(fold(summaries.astype(router_q.dtype)), tile_of(config.num_blocks))
     ids, scores = best_blocks(
-        pad(fold_keys(router_q), QUERIES), pad(fold(summaries.astype(router_q.dtype)), tile_of(config.num_blocks)),
-        pad(low, QUERIES), pad(high, QUERIES, -1), config.num_blocks, MULTIPROCESSORS)
+        whole_rows(fold_keys(router_q), QUERIES), summaries, whole_rows(low, QUERIES), whole_rows(high, QUERIES, -1),
+        config.num_blocks, MULTIPROCESSORS)
     return tuple(x[:, :queries, : config.num_blocks] for x in (ids, scores))
 
 
-def _whole(x, multiple: int, fill=0):
-    """Pads axis 1 to a multiple."""
-    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
-
-
-class _Laid(NamedTuple):
-    """The arguments of the kernels of attention."""
+class _Tiles(NamedTuple):
+    """The arguments that the kernels of attention share."""
 
     q: jax.Array  # rows [X, P * G, H] of whole tiles
     k: jax.Array  # [X, S, H], whole blocks
@@ -92,23 +95,24 @@ class _Laid(NamedTuple):
     of_tokens: TokenLists
     of_tiles: TileLists
     offset: jax.Array
-    tokens: int
+    tokens: int  # of a tile
 
 
-def _lay_out(config: SelectionConfig, q, k, v, chosen, scores, place: QueryPlace, present) -> _Laid:
+def _lay_out(config: SelectionConfig, q, k, v, chosen, scores, place: QueryPlace, present) -> _Tiles:
     kv_heads, size = k.shape[2], config.block_size
     tokens = tokens_of_tile(q.shape[2] // kv_heads)
-    chosen, scores = (_whole(x, tokens, fill) for x, fill in ((chosen, -1), (scores, 0)))
-    of_tokens = token_lists(chosen, scores, jax.tree.map(lambda x: _whole(x, tokens), place), config, kv_heads)
-    k, v = (_whole(fold_keys(clear_absent_keys(x, present)), size) for x in (k, v))
-    of_tiles = tile_lists(of_tokens, tokens, max(1, KEYS // size), k.shape[1] // size, MULTIPROCESSORS)
-    return _Laid(_rows(q, kv_heads, tokens), k, v, of_tokens, of_tiles,
-                 repeat_heads(place.position[:, 0], kv_heads), tokens)
+    chosen, scores = (whole_rows(x, tokens, fill) for x, fill in ((chosen, -1), (scores, 0)))
+    of_tokens = token_lists(chosen, scores, jax.tree.map(lambda x: whole_rows(x, tokens), place), config, kv_heads)
+    k, v = (whole_rows(fold_keys(clear_absent_keys(x, present)), size) for x in (k, v))
+    together = TileShape(tokens, size, KEYS).together
+    of_tiles = tile_lists(of_tokens, tokens, together, k.shape[1] // size, MULTIPROCESSORS)
+    offset = repeat_heads(place.position[:, 0], kv_heads)
+    return _Tiles(_rows(q, kv_heads, tokens), k, v, of_tokens, of_tiles, offset, tokens)
 
 
 def _rows(q, kv_heads: int, tokens: int):
     """Queries as rows of whole tiles, groups filled up: [X, P * G, H]."""
-    q = _whole(fold_queries(q, kv_heads), tokens)
+    q = whole_rows(fold_queries(q, kv_heads), tokens)
     q = jnp.pad(q, ((0, 0), (0, 0), (0, TILE // tokens - q.shape[2]), (0, 0)))
     return q.reshape(q.shape[0], -1, q.shape[3])
 
@@ -125,31 +129,31 @@ def _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place, p
 
 
 def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
-    laid = _lay_out(config, q, k, v, chosen, scores, place, present)
+    tiles = _lay_out(config, q, k, v, chosen, scores, place, present)
     out, lse = attend(
-        laid.q, laid.k, laid.v, laid.of_tiles, laid.offset, laid.tokens, config.block_size, MULTIPROCESSORS)
-    out = _from_rows(out, q, k.shape[2], laid.tokens)
+        tiles.q, tiles.k, tiles.v, tiles.of_tiles, tiles.offset, tiles.tokens, config.block_size, MULTIPROCESSORS)
+    out = _from_rows(out, q, k.shape[2], tiles.tokens)
     return out, (q, k, v, router_q, summaries, chosen, scores, place, present, out, lse)
 
 
 def _attend_backward(config, gate, residuals, d_out):
     q, k, v, router_q, summaries, chosen, scores, place, present, out, lse = residuals
     (batch, length, kv_heads), queries, size = k.shape[:3], q.shape[1], config.block_size
-    laid = _lay_out(config, q, k, v, chosen, scores, place, present)
-    d_rows, out = (_rows(x, kv_heads, laid.tokens) for x in (d_out, out))
-    delta = (d_rows.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)
-    shared = laid.offset, laid.tokens, size, MULTIPROCESSORS
-    dq, d_gates = backward_queries(laid.q, d_rows, lse, delta, laid.k, laid.v, laid.of_tiles, *shared)
+    tiles = _lay_out(config, q, k, v, chosen, scores, place, present)
+    d_rows, out = (_rows(x, kv_heads, tiles.tokens) for x in (d_out, out))
+    delta = row_delta(d_rows, out)
+    shared = tiles.offset, tiles.tokens, size, MULTIPROCESSORS
+    dq, d_gates = backward_queries(tiles.q, d_rows, lse, delta, tiles.k, tiles.v, tiles.of_tiles, *shared)
 
     slots = slice(config.local_blocks, config.local_blocks + config.num_blocks)
-    d_scores = gates_of_tokens(d_gates, laid.of_tiles.at, laid.tokens)[:, :queries, slots]
+    d_scores = gates_of_tokens(d_gates, tiles.of_tiles.at, tiles.tokens)[:, :queries, slots]
     d_scores = jnp.where(chosen >= 0, d_scores, 0.0) if gate else jnp.zeros(chosen.shape)
-    weights = jnp.zeros(laid.of_tokens.ids.shape).at[:, :queries, slots].set(d_scores)
-    inverse = inverse_lists(laid.of_tokens, weights, laid.k.shape[1] // size, size, PAIRS)
+    weights = jnp.zeros(tiles.of_tokens.ids.shape).at[:, :queries, slots].set(d_scores)
+    inverse = inverse_lists(tiles.of_tokens, weights, tiles.k.shape[1] // size, size, PAIRS)
     dk, dv, side = backward_keys(
-        laid.q, d_rows, lse, delta, _whole(fold_keys(router_q), laid.tokens), laid.k, laid.v, inverse, *shared)
+        tiles.q, d_rows, lse, delta, whole_rows(fold_keys(router_q), tiles.tokens), tiles.k, tiles.v, inverse, *shared)
 
-    dq = _from_rows(dq, q, kv_heads, laid.tokens)
+    dq = _from_rows(dq, q, kv_heads, tiles.tokens)
     dk, dv = (unfold_keys(x[:, :length], batch) for x in (dk, dv))
     scale = score_scale(router_q.shape[-1])
     d_summaries = (side.reshape(summaries.shape) * scale).astype(summaries.dtype)

@@ -25,6 +25,7 @@ from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
 TILE, HALF, WORKERS = 128, 64, 2  # rows of a tile and of a warpgroup, warpgroups that compute
 PRODUCER = WORKERS  # the warpgroup that copies
 UNSEEN, FLOOR = -1e30, -1e29  # the gate of a block that is not seen, and the running maximum before the first that is
+REGISTERS = 240, 24  # of a thread that computes, of one that copies
 LOG2E = math.log2(math.e)
 
 
@@ -61,6 +62,11 @@ class TileShape(NamedTuple):
         return -(-self.edge_blocks * self.parts // self.together)
 
 
+def tokens_of_tile(group: int) -> int:
+    """Tokens whose heads fill a tile; a group is filled up to a power of 2, and to the 8 rows that a copy can place."""
+    return TILE // max(8, 1 << (group - 1).bit_length())
+
+
 def matrix(*shape: int, dtype):
     """Shared memory [..., rows, columns] as tensor cores read it."""
     columns = 128 // jnp.dtype(dtype).itemsize
@@ -68,7 +74,11 @@ def matrix(*shape: int, dtype):
 
 
 def for_each_item(total: int, ctas: int, body, carry):
-    """`carry = body(item, number, carry)` over this block's share of `total` items; `number` counts them."""
+    """`carry = body(item, number, carry)` over the share of `total` items of this block of threads.
+
+    Returns:
+      how many they are, which `number` counts, and the last carry.
+    """
     mine = lax.axis_index("cta")
     count = lax.div(jnp.int32(total) - mine + (ctas - 1), jnp.int32(ctas))
     return count, lax.fori_loop(jnp.int32(0), count, lambda n, c: body(mine + n * ctas, n, c), carry)
@@ -100,7 +110,7 @@ def row_positions(shape: TileShape, first):
 def hide_later(logits, positions, first):
     """-inf where a key, the first at position `first`, comes after its row's position."""
     key = plgpu.broadcasted_iota(jnp.int32, logits.shape, 1, layout=ACC) + first
-    return jnp.where(key <= lax.broadcast_in_dim(positions, logits.shape, [0]), logits, -jnp.inf)
+    return jnp.where(key <= by_row(positions, logits), logits, -jnp.inf)
 
 
 def by_row(x, like):

@@ -27,7 +27,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from subq_jax.kernels.tpu.tile import LANES, SUBLANES
-from subq_jax.kernels.xla.layout import fold, fold_keys
+from subq_jax.kernels.xla.layout import fold, fold_keys, whole_rows
 from subq_jax.selection.choose import matmul_precision
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.summaries import score_scale
@@ -61,9 +61,9 @@ def best_blocks(router_q, summaries, place: QueryPlace, config: SelectionConfig,
     slots = _round_up(config.num_blocks, SUBLANES)
     padded = _round_up(queries, sizes.queries)
 
-    router_q = _pad(fold_keys(router_q.astype(dtype)), 1, padded)
-    summaries = _pad(fold(summaries.astype(dtype)), 1, _round_up(num_blocks, span))
-    low, high = (_pad(x[..., 0], 1, padded, fill)[:, None]
+    router_q = whole_rows(fold_keys(router_q.astype(dtype)), sizes.queries)
+    summaries = whole_rows(fold(summaries.astype(dtype)), span)
+    low, high = (whole_rows(x[..., 0], sizes.queries, fill)[:, None]
                  for x, fill in zip(candidate_range(place, config), (0, -1), strict=True))
 
     of_sequence = pl.BlockSpec((1, 1, sizes.queries), lambda x, t, s: (x // kv_heads, 0, t))
@@ -145,9 +145,3 @@ def _cost(rows, queries, num_blocks, width, count, dtype):
 
 def _round_up(x: int, multiple: int) -> int:
     return math.ceil(x / multiple) * multiple
-
-
-def _pad(x, axis: int, length: int, fill=0):
-    pad = [(0, 0)] * x.ndim
-    pad[axis] = (0, length - x.shape[axis])
-    return jnp.pad(x, pad, constant_values=fill)

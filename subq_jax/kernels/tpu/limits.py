@@ -13,6 +13,7 @@ MAX_SLOTS = 256  # blocks that a query sees: their ids are compared with every b
 def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
     """Why the kernels do not take these arrays; None when they do."""
     (heads, head_dim), kv_heads = inputs.q.shape[2:], inputs.k.shape[2]
+    group, itemsize = heads // kv_heads, inputs.q.dtype.itemsize
     rows = {jnp.dtype(jnp.float32): 8, jnp.dtype(jnp.bfloat16): 16}
     if inputs.q.dtype not in rows or inputs.router_q.dtype not in rows:
         return f"dtypes must be float32 or bfloat16, got {inputs.q.dtype} and {inputs.router_q.dtype}"
@@ -20,8 +21,8 @@ def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
         return f"head_dim must be a multiple of {LANES}, got {head_dim}"
     if config.block_size % rows[inputs.q.dtype]:
         return f"block_size must be a multiple of {rows[inputs.q.dtype]} in {inputs.q.dtype}, got {config.block_size}"
-    if LANES % (heads // kv_heads):
-        return f"query heads of a KV head must divide {LANES}, got {heads // kv_heads}"
+    if LANES % group:
+        return f"query heads of a KV head must divide {LANES}, got {group}"
     few = few_queries(inputs.q, inputs.k, config)
     if few and inputs.k.shape[1] % config.block_size:
         return (f"a cache must hold a multiple of block_size={config.block_size} positions to be decoded from, "
@@ -29,7 +30,6 @@ def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
     slots = config.sink_blocks + config.local_blocks + config.num_blocks
     if slots > MAX_SLOTS:
         return f"a query must see at most {MAX_SLOTS} blocks, got {slots}"
-    group, itemsize = heads // kv_heads, inputs.q.dtype.itemsize
     sizes, router = AttendSizes().fit(group, head_dim, itemsize), inputs.router_q.shape[-1]
     rows_of_block = config.block_size * (kv_heads if few else 1)  # a cache's blocks hold all heads
     needed = sizes.vmem(group, head_dim, itemsize, rows_of_block, Slots(slots, 0, router).lanes)

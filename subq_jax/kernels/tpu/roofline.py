@@ -44,7 +44,7 @@ def kernel_work(config: SelectionConfig, length: int, heads: int, kv_heads: int,
     """The work of each kernel for one causal sequence of `length` tokens, by kernel."""
     sizes, group, size = AttendSizes(), heads // kv_heads, config.block_size
     tokens, blocks = sizes.tokens(group), length // size
-    rows, tiles = tokens * group, kv_heads * length // sizes.tokens(group)
+    rows, tiles = tokens * group, kv_heads * length // tokens
     visited = tiles * min(blocks / 2, overlap * config.num_blocks + config.sink_blocks + config.local_blocks)
     product = 2.0 * rows * size * head_dim  # FLOPs of one product of a tile with a block
     row_bytes, key_bytes = rows * head_dim * itemsize, 2 * size * head_dim * itemsize

@@ -31,11 +31,13 @@ from subq_jax.kernels.xla.layout import (
     split_rows,
     unfold_keys,
     unfold_queries,
+    whole_rows,
 )
 from subq_jax.kernels.xla.selective import (
     attend_chosen,
     choose,
     few_queries,
+    local_ids,
     sink_ids,
     weighted_summaries,
     xla_selective_attention,
@@ -125,7 +127,7 @@ def _attend_backward(config, gate, residuals, d_out):
         queries, d_out, out, lse = args
         tiles = _lay_out(config, queries, blocks)
         tokens = sizes.tokens(tiles.q.shape[2])
-        d_out, out = (whole_tiles(fold_queries(x, kv_heads), tokens) for x in (d_out, out))
+        d_out, out = (whole_rows(fold_queries(x, kv_heads), tokens) for x in (d_out, out))
         stats = jnp.concatenate([lse, row_delta(d_out, out).reshape(lse.shape)], axis=2)
         dq, d_gates = backward_queries(tiles.q, d_out, stats, *tiles[1:], sizes)
         inverse = tiles_of_blocks(tiles.lists, blocks.shape[1])
@@ -169,7 +171,7 @@ def _attend_few_forward(config, gate, *arrays):
     sizes = sizes_for(q, k)
     tokens = sizes.tokens(q.shape[2] // kv_heads)
     slots, seen, ids = what_is_seen(config, _Queries(q, router_q[..., :0], place, chosen, scores), 1)
-    lines = lambda x: whole_tiles(
+    lines = lambda x: whole_rows(
         unfold_keys(x, batch).reshape(batch, queries * kv_heads, *x.shape[2:]), tokens, fill=-1)
     lists = tile_lists(lines(ids), tokens, sizes.step(size * kv_heads))
     out = attend_cache(lines(fold_queries(q, kv_heads)), k, v, lines(seen), lists, place.position[:, 0], size, slots,
@@ -219,13 +221,8 @@ def _lay_out(config, queries: _Queries, blocks) -> _Tiles:
     tokens = sizes.tokens(queries.q.shape[2] // kv_heads)
     slots, seen, ids = what_is_seen(config, queries, tokens)
     lists = tile_lists(ids, tokens, sizes.step(config.block_size))
-    rows = whole_tiles(fold_queries(queries.q, kv_heads), tokens)
+    rows = whole_rows(fold_queries(queries.q, kv_heads), tokens)
     return _Tiles(rows, blocks, seen, lists, queries.place.position[:, 0], slots)
-
-
-def whole_tiles(x, tokens: int, fill=0):
-    """Pads [X, T, ...] to whole tiles: [X, P, ...]."""
-    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % tokens)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
 
 
 def what_is_seen(config: SelectionConfig, queries: _Queries, tokens: int):
@@ -234,18 +231,12 @@ def what_is_seen(config: SelectionConfig, queries: _Queries, tokens: int):
     always = jnp.concatenate([sink_ids(place, config), local_ids(place, config)], axis=-1)
     exists = repeat_heads(place.exists, heads)[..., None]
     chosen = jnp.where(exists, queries.chosen.swapaxes(1, 2), -1)
-    ids = whole_tiles(jnp.concatenate([repeat_heads(always, heads), chosen], axis=-1), tokens, fill=-1)
+    ids = whole_rows(jnp.concatenate([repeat_heads(always, heads), chosen], axis=-1), tokens, fill=-1)
     gates = jnp.pad(queries.scores.swapaxes(1, 2), ((0, 0), (0, 0), (always.shape[-1], 0)))
     slots = Slots(ids.shape[-1], always.shape[-1], queries.router_q.shape[-1])
     rest = jnp.concatenate([gates, fold_keys(queries.router_q).astype(jnp.float32)], axis=-1)
-    seen = jnp.concatenate([ids.astype(jnp.float32), whole_tiles(rest, tokens)], axis=-1)
+    seen = jnp.concatenate([ids.astype(jnp.float32), whole_rows(rest, tokens)], axis=-1)
     return slots, jnp.pad(seen, ((0, 0), (0, 0), (0, slots.lanes - seen.shape[-1]))), ids
-
-
-def local_ids(place: QueryPlace, config: SelectionConfig):
-    """Local blocks of every query: int32 [B, T, local_blocks], -1 for none."""
-    local = place.block[..., None] - jnp.arange(config.local_blocks, dtype=jnp.int32)[None, None]
-    return jnp.where((local >= place.first_block[..., None]) & place.exists[..., None], local, -1)
 
 
 def key_value_blocks(k, v, present, block_size: int):

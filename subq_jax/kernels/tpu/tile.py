@@ -54,10 +54,10 @@ class AttendSizes(NamedTuple):
         tokens = self.tokens(group)
         width, keys, line = tokens * group, self.step(block_size) * block_size, head_dim * itemsize
         seen = 4 * tokens * lanes
-        queries = (2 * self.depth * keys + 6 * width) * line + 8 * width * (keys + head_dim) + 2 * seen
+        backward_queries = (2 * self.depth * keys + 6 * width) * line + 8 * width * (keys + head_dim) + 2 * seen
         of_tile = 2 * width * (line + 16) + seen
-        keys = self.depth * self.tiles * of_tile + 8 * block_size * (line + head_dim + 2 * width)
-        return max(queries, keys) * 5 // 4
+        backward_keys = self.depth * self.tiles * of_tile + 8 * block_size * (line + head_dim + 2 * width)
+        return max(backward_queries, backward_keys) * 5 // 4
 
 
 class Slots(NamedTuple):

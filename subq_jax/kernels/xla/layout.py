@@ -36,12 +36,16 @@ def repeat_heads(x, kv_heads: int):
     return jnp.repeat(x, kv_heads, axis=0)
 
 
+def whole_rows(x, multiple: int, fill=0):
+    """[X, T, ...] -> [X, P, ...], filled up with `fill` to a multiple."""
+    pad = [(0, 0), (0, -x.shape[1] % multiple)] + [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, pad, constant_values=fill)
+
+
 def split_rows(x, rows: int, fill=0):
     """[X, T, ...] -> [chunks, X, rows, ...], the last chunk filled up with `fill`."""
-    chunks = -(-x.shape[1] // rows)
-    pad = [(0, 0), (0, chunks * rows - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
-    x = jnp.pad(x, pad, constant_values=fill)
-    return jnp.moveaxis(x.reshape(x.shape[0], chunks, rows, *x.shape[2:]), 1, 0)
+    x = whole_rows(x, rows, fill)
+    return jnp.moveaxis(x.reshape(x.shape[0], x.shape[1] // rows, rows, *x.shape[2:]), 1, 0)
 
 
 def join_rows(x, queries: int):

@@ -124,6 +124,12 @@ def sink_ids(place: QueryPlace, config: SelectionConfig):
     return jnp.where(apart, sinks, -1)
 
 
+def local_ids(place: QueryPlace, config: SelectionConfig):
+    """Local blocks of every query, its own first: int32 [B, T, local_blocks], -1 for none."""
+    local = place.block[..., None] - jnp.arange(config.local_blocks, dtype=jnp.int32)[None, None]
+    return jnp.where((local >= place.first_block[..., None]) & place.exists[..., None], local, -1)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def attend_chosen(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
     """Attention [B, T, N, H] to sink blocks, local blocks and `chosen` [B, K, T, M], whose float32 `scores` count."""

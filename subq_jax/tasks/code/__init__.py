@@ -17,11 +17,9 @@ from subq_jax.tasks.code.context import Family
 from subq_jax.tasks.code.edits import EDIT, share_of_sites
 from subq_jax.tasks.code.repository import source_documents
 from subq_jax.tasks.code.search import BY_CALL, BY_DESCRIPTION, is_found
-from subq_jax.tasks.haystack import Haystack, Question, Request, Task
+from subq_jax.tasks.haystack import Haystack, Request, Score, Task
 
 __all__ = ["TASKS", "source_documents"]
-
-Score = Callable[[str, Question], float]
 
 REPOQA = "RepoQA (Liu et al., 2024, arXiv:2406.06025)"
 COMPLETION = "CrossCodeEval (Ding et al., 2023, arXiv:2310.11248), RepoBench (Liu et al., 2023, arXiv:2306.03091)"
