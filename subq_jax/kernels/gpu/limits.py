@@ -8,6 +8,7 @@ from subq_jax.selection.inputs import SelectiveInputs
 
 BLOCK_SIZES, HEAD_DIMS, MAX_GROUP, MAX_CHOSEN = (32, 64, 128), (64, 128), 32, 128
 MAX_ROUTER_DIM = 256
+MAX_PAIRS = 2**31 - 2**20  # of a token and a block it sees: int32 numbers them
 
 
 def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
@@ -26,6 +27,9 @@ def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
         return f"num_blocks must be at most {MAX_CHOSEN}, got {config.num_blocks}"
     if width % 64 or width > MAX_ROUTER_DIM:
         return f"router_dim must be a multiple of 64 up to {MAX_ROUTER_DIM}, got {width}"
+    pairs = inputs.q.shape[1] * (config.num_blocks + config.local_blocks + config.sink_blocks)
+    if pairs > MAX_PAIRS:
+        return f"queries times the blocks that each sees must be at most {MAX_PAIRS}, got {pairs}"
     return None
 
 
