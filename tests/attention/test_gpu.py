@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -76,6 +77,16 @@ def test_what_the_kernels_do_not_take_is_named(changes, block_size, num_blocks, 
     found = unsupported(SelectiveInputs(q, k, v, router_q, SummaryTree(()), *[None] * 3),
                         SelectionConfig(block_size=block_size, num_blocks=num_blocks))
     assert (found is None) if reason is None else found.startswith(reason)
+
+
+@pytest.mark.parametrize(("capability", "reason"), [
+    ("9.0", None), ("8.0", "the GPU must have compute capability 9.0, got 8.0"),
+    ("10.0", "the GPU must have compute capability 9.0, got 10.0")])
+def test_gpus_that_are_no_hopper_run_xla(monkeypatch, capability, reason):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+    q, k, v, router_q, _ = production_shapes(128)
+    assert unsupported(SelectiveInputs(q, k, v, router_q, SummaryTree(()), *[None] * 3), SelectionConfig()) == reason
 
 
 def test_more_pairs_than_int32_numbers_are_not_taken():

@@ -1,5 +1,6 @@
 """What the GPU's kernels take, and why not the rest."""
 
+import jax
 import jax.numpy as jnp
 
 from subq_jax.kernels.gpu.tile import TILE
@@ -8,11 +9,14 @@ from subq_jax.selection.inputs import SelectiveInputs
 
 BLOCK_SIZES, HEAD_DIMS, MAX_GROUP, MAX_CHOSEN = (32, 64, 128), (64, 128), 32, 128
 MAX_ROUTER_DIM = 256
+CAPABILITY = "9.0"  # Hopper: the kernels use instructions that neither older nor newer chips have
 MAX_PAIRS = 2**31 - 2**20  # of a token and a block it sees: int32 numbers them
 
 
 def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
     """Why the kernels do not take these arrays; None when they do."""
+    if jax.default_backend() == "gpu" and (capability := jax.devices()[0].compute_capability) != CAPABILITY:
+        return f"the GPU must have compute capability {CAPABILITY}, got {capability}"
     (heads, head_dim), kv_heads, width = inputs.q.shape[2:], inputs.k.shape[2], inputs.router_q.shape[3]
     halves = (jnp.bfloat16, jnp.float16)
     if inputs.q.dtype not in halves or inputs.router_q.dtype not in halves:
