@@ -3,12 +3,15 @@
 Takes finished runs of `experiments.train` on text (or `cells/<name>/training` of a sweep) and asks all of them the same
 questions about the same haystacks. Each answer becomes a row of `samples.jsonl` as soon as its haystack is done, so a
 command that was cut off goes on where it stopped; then come `scores.jsonl`, plots and a self-contained `report.html`.
-Models are told apart by mechanism, budget and seed. `--corpus` is a folder of text that no run has seen, for tasks
-whose haystacks are made of it. `--no_context` and `--workarounds=retrieval,vote,notes` ask the same models the same
-questions without the context, and by what long contexts are to replace, at every one of `--chunk_sizes`.
+Models are told apart by mechanism, budget and seed. One folder holds one choice of haystacks: `--seed`, `--questions`
+and the corpus stay as they were, everything else may be added later. `--corpus` is a folder of text that no run has
+seen, for tasks whose haystacks are made of it. `--no_context` and `--workarounds=retrieval,vote,notes` ask the same
+models the same questions without the context, and by what long contexts are to replace, at every one of
+`--chunk_sizes`.
 """
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +31,7 @@ from subq_jax.evaluation.summary import (
     effective_lengths,
     score_table,
 )
-from subq_jax.files import append_rows, read_rows, write_rows
+from subq_jax.files import append_rows, read_rows, write_rows, write_text
 from subq_jax.reporting.evaluation import templates, write_evaluation, write_evaluation_plots
 from subq_jax.reporting.results import arm_name
 from subq_jax.tasks import Request, Task, find_task
@@ -61,11 +64,41 @@ def asked_of(length: int) -> list[Control]:
                        chunk_sizes=[int(x) for x in _CHUNK_SIZES.value])
 
 
+def check_distinct(name: str, values: list) -> None:
+    """Raises ValueError for a value given twice: its samples would be too."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"--{name} must be distinct, got {values}")
+
+
+def haystack_flags(path: Path) -> dict:
+    """The flags that choose the haystacks; ValueError where those stored at `path` were others.
+
+    Samples of other haystacks would pass for answers to the same prompts.
+    """
+    ours = {name: flags.FLAGS[name].value for name in ("seed", "questions", "corpus", "corpus_suffix")}
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else ours
+    for name, value in ours.items():
+        if stored.get(name) != value:
+            raise ValueError(f"--{name} must be {stored.get(name)!r}, as the samples in {path.parent} have it, "
+                             f"got {value!r}; choose another workdir")
+    return ours
+
+
+def check_arms(models: list[TrainedModel]) -> None:
+    """Raises ValueError for two runs that no sample could tell apart."""
+    runs = {}
+    for folder, model in zip(_RUNS.value, models, strict=True):
+        first = runs.setdefault(tuple(model.arm.items()), folder)
+        if first != folder:
+            raise ValueError(f"--runs must differ in mechanism, budget or seed, got {first} and {folder}: {model.arm}")
+
+
 def evaluate_runs(
     models: list[TrainedModel], tasks: list[Task], lengths: list[int], samples: Path, console: Console
 ) -> None:
     """Appends what is not yet there to `samples`."""
-    rows = read_rows(samples) if samples.exists() else []
+    rows = read_rows(samples)
+    write_rows(samples, rows)  # without a last line cut short, which the next would continue
     done = {(row["task"], row["length"], row["haystack"], row["mechanism"], row["budget"], row["seed"],
              row.get("control")) for row in rows}
     corpus = source_documents(_CORPUS.value, _SUFFIX.value) if _CORPUS.value else ()
@@ -122,9 +155,14 @@ def main(argv: list[str]) -> None:
     try:
         tasks = [find_task(name) for name in _TASKS.value]
         check_workarounds(_WORKAROUNDS.value, [int(x) for x in _CHUNK_SIZES.value])
+        for name, values in (("runs", _RUNS), ("tasks", _TASKS)):
+            check_distinct(name, values.value)
+        check_distinct("lengths", lengths := [int(x) for x in _LENGTHS.value])
+        chosen = haystack_flags(workdir / "haystacks.json")
         models = [TrainedModel(Path(folder).absolute()) for folder in _RUNS.value]
-        workdir.mkdir(parents=True, exist_ok=True)
-        evaluate_runs(models, tasks, [int(x) for x in _LENGTHS.value], workdir / "samples.jsonl", console)
+        check_arms(models)
+        write_text(workdir / "haystacks.json", json.dumps(chosen) + "\n")
+        evaluate_runs(models, tasks, lengths, workdir / "samples.jsonl", console)
         report(read_rows(workdir / "samples.jsonl"), workdir, console)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None

@@ -105,9 +105,9 @@ def score_table(rows: Sequence[Row], *, chance: Mapping[str, float] | None = Non
       rows `dict(task, length, mechanism, budget, control, mean, low, high, samples, haystacks, seeds, chance,
       seen_mean, unseen_mean, further_scores, tokens_read, flops, seconds, evidence_recall)`, in the order of tasks,
       lengths and arms. The two means are those over tasks whose template was seen or not seen in training;
-      `further_scores` are means by name, none over all tasks. The last four are means over the samples that have them;
-      `seconds` is their median, so that the few answers that waited for compilation do not count. Over all tasks they
-      are the means of the tasks' numbers. Null stands for no samples.
+      `further_scores` are means by name of the samples that have them, none over all tasks. The last four are means
+      over the samples that have them; `seconds` is their median, so that the few answers that waited for compilation do
+      not count. Over all tasks they are the means of the tasks' numbers. Null stands for no samples.
 
     Raises:
       ValueError: for samples that `check_samples` refuses, or a task in `chance` that no sample has.
@@ -307,8 +307,11 @@ def _mean_of_template(rows, kind):
 
 
 def _further(rows):
-    names = dict.fromkeys(name for row in rows for name in row.get("further_scores") or {})
-    return {name: float(np.mean([row["further_scores"][name] for row in rows])) for name in names}
+    by_name = defaultdict(list)
+    for row in rows:
+        for name, score in (row.get("further_scores") or {}).items():
+            by_name[name].append(score)
+    return {name: float(np.mean(scores)) for name, scores in by_name.items()}
 
 
 def _costs(rows):

@@ -63,6 +63,7 @@ class Reader:
         Raises:
           ValueError: for an empty context, ids beyond the vocabulary, or a capacity that is too small.
         """
+        check_integer("capacity", capacity)
         self._graph, cache, self._weights = split_for_decoding(self._model, 1, cache_size(capacity))
         sharding = jax.tree.leaves(self._weights)[0].sharding
         if isinstance(sharding, jax.sharding.NamedSharding):

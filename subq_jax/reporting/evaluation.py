@@ -152,7 +152,7 @@ def _score_table(rows):
 def _further_table(rows):
     names = list(dict.fromkeys(name for row in rows for name in row["further_scores"]))
     lines = [[arm_name(*_arm(row)), row["length"], f"{row['mean']:.3f}",
-              *(f"{row['further_scores'][name]:.3f}" for name in names)] for row in _ordered(rows)]
+              *(_or_dash(row["further_scores"].get(name), ".3f") for name in names)] for row in _ordered(rows)]
     return table(["arm", "length", "score", *names], lines)
 
 

@@ -18,7 +18,7 @@ from subq_jax.tasks import (
     ruler_tracing,
     ruler_words,
 )
-from subq_jax.tasks.code.bodies import question_of
+from subq_jax.tasks.code.bodies import passes_doctests, question_of
 from subq_jax.tasks.haystack import Haystack, Question, Request, Task
 
 __all__ = [
@@ -51,9 +51,11 @@ def score_row(row: Mapping[str, Any], answer: str) -> float:
     Answers to `code_body` are run: see the limits in `subq_jax.tasks.code.execution`.
 
     Raises:
-      ValueError: for an unknown task.
+      ValueError: for an unknown task, or a row of `code_body` without the field `body`, such as those of samples.
     """
     task = find_task(row["task"])
+    if task.score is passes_doctests and "body" not in row:
+        raise ValueError(f"row must have the field 'body' to be scored by {task.name}, got {sorted(row)}")
     question = question_of(row) if "body" in row else Question(
         "", row["answer_prefix"], tuple(row["outputs"]), wrong=tuple(row["wrong"]))
     return task.score(answer, question)

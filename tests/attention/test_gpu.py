@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -13,7 +14,9 @@ import pytest
 from problems import arrays
 
 from subq_jax import SelectionConfig, selective_attention
+from subq_jax.kernels.gpu.inverse import inverse_lists
 from subq_jax.kernels.gpu.limits import unsupported
+from subq_jax.kernels.gpu.lists import TokenLists
 from subq_jax.kernels.gpu.tile import tokens_of_tile
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.tree import SummaryTree
@@ -75,6 +78,33 @@ def test_what_the_kernels_do_not_take_is_named(changes, block_size, num_blocks, 
     found = unsupported(SelectiveInputs(q, k, v, router_q, SummaryTree(()), *[None] * 3),
                         SelectionConfig(block_size=block_size, num_blocks=num_blocks))
     assert (found is None) if reason is None else found.startswith(reason)
+
+
+@pytest.mark.parametrize(("capability", "reason"), [
+    ("9.0", None), ("8.0", "the GPU must have compute capability 9.0, got 8.0"),
+    ("10.0", "the GPU must have compute capability 9.0, got 10.0")])
+def test_gpus_that_are_no_hopper_run_xla(monkeypatch, capability, reason):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+    q, k, v, router_q, _ = production_shapes(128)
+    assert unsupported(SelectiveInputs(q, k, v, router_q, SummaryTree(()), *[None] * 3), SelectionConfig()) == reason
+
+
+def test_more_pairs_than_int32_numbers_are_not_taken():
+    q, k, v, router_q, _ = production_shapes(1 << 20)
+    reason = lambda local: unsupported(SelectiveInputs(q, k, v, router_q, SummaryTree(()), *[None] * 3),
+                                       SelectionConfig(block_size=64, num_blocks=29, local_blocks=local))
+    assert reason(2000) is None
+    assert reason(2048) == "queries times the blocks that each sees must be at most 2146435072, got 2178940928"
+
+
+def test_pieces_behind_the_last_one_are_empty_however_large_pieces_are():
+    ids = jnp.array([[[2, 0], [2, 1], [0, -1], [2, -1]]])
+    inverse = inverse_lists(TokenLists(ids, jnp.zeros(ids.shape)), jnp.zeros(ids.shape), 3, 32, 1 << 30)
+    np.testing.assert_array_equal(inverse.pieces[0], [[0, 0, 2, 2], [1, 2, 3, 3], [2, 3, 6, 6]])
+    few = inverse_lists(TokenLists(ids[:, 2:3], jnp.zeros((1, 1, 2))), jnp.zeros((1, 1, 2)), 5, 32, 1 << 30)
+    np.testing.assert_array_equal(few.pieces[0, 0], [0, 0, 1, 1])
+    np.testing.assert_array_equal(few.pieces[0, 1:, 1:], np.ones((4, 3)))
 
 
 def test_other_sizes_run_as_xla_and_say_why():

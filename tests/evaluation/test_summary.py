@@ -49,6 +49,12 @@ def scores(rows, arm):
     return [row["score"] for row in rows if (row["mechanism"], row["budget"], row["control"]) == arm]
 
 
+def test_further_scores_are_means_of_the_samples_that_have_them():
+    new = [sample(haystack=h, further_scores={"exact match": h / 4}) for h in (1, 2)]
+    (row,) = score_table([sample(haystack=0), sample(haystack=3, further_scores={}), *new])
+    assert row["further_scores"] == {"exact match": 0.375} and row["samples"] == 4
+
+
 def test_independent_answers_have_wilsons_interval():
     rows = study()
     row = cell(score_table(rows, chance={"niah": 0.01}), "niah", 4096, SELECTIVE)

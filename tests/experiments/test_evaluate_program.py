@@ -36,7 +36,7 @@ def test_samples_scores_and_report_are_written_and_resumed(tmp_path, trained):
     assert (scores["task"], scores["length"], scores["samples"], scores["haystacks"]) == ("phonebook", 512, 4, 2)
     assert "Long-context evaluation" in (tmp_path / "report.html").read_text(encoding="utf-8")
     rest = (tmp_path / "samples.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "samples.jsonl").write_text("".join(rest[:2]))  # cut off after the first haystack
+    (tmp_path / "samples.jsonl").write_text("".join(rest[:2]) + rest[2][:20])  # cut off in the second haystack
     again = evaluation(tmp_path, f"--runs={trained}", "--lengths=512")
     assert again.returncode == 0
     without_clock = lambda rows: [{**row, "seconds": 0} for row in rows]
@@ -77,12 +77,33 @@ def test_controls_are_asked_and_resumed_one_by_one(tmp_path, trained):
         (("--chunk_sizes=large",), "--chunk_sizes must be integers, got ['large']"),
         (("--tasks=telepathy",), "task must be one of"),
         (("--lengths=long",), "--lengths integers"),
+        (("--lengths=512,0512",), "--lengths must be distinct, got [512, 512]"),
+        (("--tasks=mqar,mqar",), "--tasks must be distinct, got ['mqar', 'mqar']"),
+        (("--runs=a,a",), "--runs must be distinct, got ['a', 'a']"),
         ((), "FileNotFoundError"),
     ],
 )
 def test_what_cannot_be_asked_is_said_in_one_line(tmp_path, flags, message):
     done = evaluation(tmp_path, "--runs=/nonexistent", *flags)
     assert done.returncode != 0 and message in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("flag", "message"), [
+    ("--questions=3", "--questions must be 2, as the samples in {} have it, got 3; choose another workdir"),
+    ("--seed=1", "--seed must be 0,"), ("--corpus=docs", "--corpus must be '', as"),
+    ("--haystacks=3", "FileNotFoundError")])
+def test_samples_of_other_haystacks_are_not_mixed(tmp_path, flag, message):
+    (tmp_path / "haystacks.json").write_text('{"seed": 0, "questions": 2, "corpus": "", "corpus_suffix": ""}')
+    done = evaluation(tmp_path, "--runs=/nonexistent", flag)
+    assert done.returncode != 0 and message.format(tmp_path) in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_runs_that_samples_cannot_tell_apart_are_refused(tmp_path, trained):
+    (tmp_path / "copy").symlink_to(trained)
+    done = evaluation(tmp_path, f"--runs={trained},{tmp_path / 'copy'}", "--lengths=512")
+    assert done.returncode != 0 and "--runs must differ in mechanism, budget or seed, got" in done.stderr
+    assert not (tmp_path / "samples.jsonl").exists()
 
 
 @pytest.mark.slow

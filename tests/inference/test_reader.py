@@ -139,6 +139,7 @@ def test_results_depend_on_neither_pieces_nor_caches(mechanism, chunk, monkeypat
         (lambda r: r.read(tokens(9), 8), "capacity must be at least 9 for 9 tokens after 0, got 8"),
         (lambda r: r.read(np.array([SHAPE["vocab_size"]]), 8), "tokens must be ids in"),
         (lambda r: r.read(np.array([0.5]), 8), "tokens must be a non-empty int array"),
+        (lambda r: r.read(tokens(4), 2e4), "capacity must be an integer >= 1, got 20000.0"),
         (lambda r: r.greedy(r.read(tokens(4), 8), tokens(2), 3), "capacity must be at least 9 for 5 tokens after 4"),
         (lambda r: r.greedy(r.read(tokens(4), 8), tokens(2), 0), "num_tokens must be an integer >= 1"),
         (lambda r: r.agreement(r.read(tokens(4), 8), tokens(2), tokens(0)), "answer must hold a token"),

@@ -56,6 +56,9 @@ def test_further_scores_stand_beside_the_score():
     assert {row["task"] for row in table if row["further_scores"]} == {"niah"}
     page = render_evaluation(table, title="t")
     assert page.count("What else was measured") == 1 and "<td>0.125</td><td>1.000</td></tr>" in page
+    some = [row | {"further_scores": {}} if row["mechanism"] == "dense" else row for row in rows]  # appended before
+    page = render_evaluation(score_table(some), title="t")
+    assert "<td>–</td><td>–</td></tr>" in page and "<td>0.125</td><td>1.000</td></tr>" in page
     assert "What else was measured" not in render_evaluation(score_table(study()), title="t")
 
 

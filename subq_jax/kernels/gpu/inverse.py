@@ -47,7 +47,9 @@ def inverse_lists(lists: TokenLists, weights, num_blocks: int, block: int, most:
     owner = jnp.minimum(owner, num_blocks - 1)
     of_owner = lambda x: jnp.take_along_axis(x, owner, axis=1)
     last = of_owner(end)
-    start = jnp.minimum(of_owner(begin) + (number[None] - of_owner(first[:, :-1])) * most, last)
+    # Numbers go on behind the last piece; counted in `most` pairs each, they would overflow.
+    own = jnp.minimum(number[None] - of_owner(first[:, :-1]), of_owner(jnp.diff(first, axis=1)))
+    start = jnp.minimum(of_owner(begin) + own * most, last)
     stop = jnp.minimum(start + most, last)
     edge = jnp.clip(of_owner(begin) + block, start, stop)  # tokens ascend, and at most `block` of them stand in it
     take = lambda x: jnp.take_along_axis(flat(x), pairs, axis=1)

@@ -1,5 +1,6 @@
 """What the GPU's kernels take, and why not the rest."""
 
+import jax
 import jax.numpy as jnp
 
 from subq_jax.selection.config import SelectionConfig
@@ -8,10 +9,14 @@ from subq_jax.selection.inputs import SelectiveInputs
 BLOCK_SIZES, HEAD_DIMS, MAX_ROUTER_DIM = (32, 64, 128), (64, 128), 256
 MAX_GROUP = 32  # so that a tile has 4 tokens, whose gates for a block are 16 bytes: a copy takes no less
 MAX_CHOSEN = 128  # blocks of a query: their ids and scores are held in registers
+CAPABILITY = "9.0"  # Hopper: the kernels use instructions that neither older nor newer chips have
+MAX_PAIRS = 2**31 - 2**20  # of a token and a block it sees: int32 numbers them
 
 
 def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
     """Why the kernels do not take these arrays; None when they do."""
+    if jax.default_backend() == "gpu" and (capability := jax.devices()[0].compute_capability) != CAPABILITY:
+        return f"the GPU must have compute capability {CAPABILITY}, got {capability}"
     (heads, head_dim), router_dim = inputs.q.shape[2:], inputs.router_q.shape[3]
     group, halves = heads // inputs.k.shape[2], (jnp.bfloat16, jnp.float16)
     if inputs.q.dtype not in halves or inputs.router_q.dtype not in halves:
@@ -26,4 +31,7 @@ def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
         return f"num_blocks must be at most {MAX_CHOSEN}, got {config.num_blocks}"
     if router_dim % 64 or router_dim > MAX_ROUTER_DIM:
         return f"router_dim must be a multiple of 64 up to {MAX_ROUTER_DIM}, got {router_dim}"
+    pairs = inputs.q.shape[1] * (config.num_blocks + config.local_blocks + config.sink_blocks)
+    if pairs > MAX_PAIRS:
+        return f"queries times the blocks that each sees must be at most {MAX_PAIRS}, got {pairs}"
     return None

@@ -183,6 +183,12 @@ def test_answers_are_scored_from_rows_alone(name, variant):
         assert [score_row(row, answer) for answer in answers] == scores and max(scores) > 0.9 > scores[-1]
 
 
+def test_a_row_that_lacks_what_runs_a_body_is_refused():
+    row = build("code_body_renamed", length=4500).row(0)
+    with pytest.raises(ValueError, match="row must have the field 'body' to be scored by code_body_renamed, got"):
+        score_row(row, "    pass")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_request_gives_the_same_haystack_and_another_index_another(name):
     first, again, other = (build(name, index=index, length=4500) for index in (0, 0, 1))
