@@ -9,7 +9,7 @@ for locality.
 
 On a TPU `dense` is JAX's splash attention, and selective attention runs its kernels there if the shapes are theirs:
 `--head_dim=128 --dtype=bfloat16`. Without a TPU `--estimate_for=v5e` compiles both for one and prints what they need
-and the roofline of each kernel, in place of times.
+and the roofline of each kernel, in place of times; the kernels' shapes are needed there too.
 """
 
 import functools
@@ -34,7 +34,7 @@ from experiments.benchmark import (
     run,
     start,
 )
-from experiments.dense_kernels import dense_kernel
+from experiments.dense_kernels import LANES, dense_kernel
 from experiments.timing import compiled_cost
 from experiments.tpu_estimates import Program, estimate
 from experiments.tpu_programs import why_not
@@ -221,16 +221,20 @@ def check_flags() -> None:
         if FANOUTS.value or not set(_MECHANISMS.value) & set(WITH_KERNELS):
             raise app.UsageError(f"--estimate_for knows {WITH_KERNELS} without --fanouts, got --mechanisms="
                                  f"{','.join(_MECHANISMS.value)} --fanouts={','.join(FANOUTS.value)}")
+        if HEAD_DIM.value % LANES:
+            raise app.UsageError(f"--estimate_for needs --head_dim that is a multiple of {LANES}, as the kernels do "
+                                 f"(--head_dim=128 --dtype=bfloat16), got {HEAD_DIM.value}")
     for name in _MECHANISMS.value:
         arm_function(name)
 
 
 def main(argv: list[str]) -> None:
     """Runs the benchmark and writes its results."""
+    if _ESTIMATE_FOR.value:
+        jax.config.update("jax_platforms", "cpu")  # libtpu compiles, and must not look for chips
     workdir = start(argv, _WORKDIR.value, check_flags)
     lengths = [int(x) for x in _LENGTHS.value]
     if _ESTIMATE_FOR.value:
-        jax.config.update("jax_platforms", "cpu")  # libtpu compiles, and must not look for chips
         estimate(workdir / "estimates.jsonl", _ESTIMATE_FOR.value, programs_to_estimate(sorted(lengths)), DTYPE.value)
         return
     facts = {"dense": dense_kernel(platform(), HEAD_DIM.value)[0]}

@@ -10,6 +10,7 @@ each kernel takes.
 import importlib.metadata
 import itertools
 import os
+import re
 import time
 
 import jax
@@ -31,15 +32,18 @@ from experiments.tpu_programs import (
     planned,
     shapes_of,
     vmem_of_kernels,
+    why_not,
 )
 from subq_jax.files import append_row
 from subq_jax.kernels.tpu.roofline import CHIPS, kernel_work
 
+PASSES = ("forward", "gradient", "decode")
+
 _OUTPUT = flags.DEFINE_string("output", None, "File of rows, one appended for each program compiled.")
-_TOPOLOGIES = flags.DEFINE_list("topologies", list(TOPOLOGIES.values()), "Compiled for.")
+_TOPOLOGIES = flags.DEFINE_list("topologies", list(TOPOLOGIES.values()), "Chip and mesh that it is compiled for.")
 _LENGTHS = flags.DEFINE_list("lengths", ["131072", "1048576"], "Tokens of a sequence.")
 _HEADS = flags.DEFINE_list("heads", ["16/1", "32/4"], "Query heads / KV heads.")
-_PASSES = flags.DEFINE_list("passes", ["forward", "gradient", "decode"], "What is compiled.")
+_PASSES = flags.DEFINE_list("passes", list(PASSES), f"Some of {PASSES}.")
 _ROOFLINE = flags.DEFINE_bool("roofline", False, "Print estimates instead.")
 _OVERLAP = flags.DEFINE_float("overlap", 3.0, "Union of a tile's choices over one query's, for the estimates.")
 
@@ -71,10 +75,23 @@ def show_roofline(cases) -> None:
     Console().print(table)
 
 
+def check_flags() -> None:
+    """Raises UsageError for values that are none, and where nothing can be compiled."""
+    if any(not x.isdigit() for x in _LENGTHS.value) or any(
+            not re.fullmatch(r"[1-9]\d*/[1-9]\d*", pair) for pair in _HEADS.value):
+        raise app.UsageError(f"--lengths must be integers and --heads pairs such as 16/1, got {_LENGTHS.value} and "
+                             f"{_HEADS.value}")
+    if not set(_PASSES.value) <= set(PASSES):
+        raise app.UsageError(f"--passes must be of {PASSES}, got {_PASSES.value}")
+    if not _ROOFLINE.value and why_not():
+        raise app.UsageError(why_not())
+
+
 def main(argv: list[str]) -> None:
     """Compiles every case, or prints the estimates."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    check_flags()
     heads = [tuple(int(x) for x in pair.split("/")) for pair in _HEADS.value]
     cases = [(int(length), *pair) for length in _LENGTHS.value for pair in heads]
     if _ROOFLINE.value:

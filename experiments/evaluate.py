@@ -129,16 +129,23 @@ def report(samples: list[dict], workdir: Path, console: Console) -> None:
     write_rows(workdir / "scores.jsonl", scores)
     write_evaluation(workdir / "report.html", scores, title="Long-context evaluation", lengths=lengths,
                      compared=compared, depths=depths, config={name: flags.FLAGS[name].value for name in (
-                         "runs", "tasks", "lengths", "haystacks", "questions", "seed", "corpus", "no_context",
-                         "workarounds", "chunk_sizes")})
+                         "runs", "tasks", "lengths", "haystacks", "questions", "seed", "corpus", "corpus_suffix",
+                         "no_context", "workarounds", "chunk_sizes", "against", "margin")})
     write_evaluation_plots(workdir / "plots", scores, lengths=lengths, depths=depths)
-    table = Table("task", "length", "arm", "score", "95% interval", "samples", "template")  # prices are in the report
+    table = Table()  # prices are in the report
+    for column in ("task", "length", "arm", "score", "95% interval", "samples", "template"):
+        table.add_column(column, overflow="fold")
     for row in scores:
         interval = "-" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
         table.add_row(row["task"] or "all tasks", str(row["length"]),
                       arm_name(row["mechanism"], row["budget"], row["control"]), f"{row['mean']:.3f}", interval,
                       str(row["samples"]), templates(row))
     console.print(table)
+    arms = sorted({(row["mechanism"], row["budget"] or 0) for row in samples})
+    if len(arms) > 1 and [mechanism for mechanism, _ in arms].count(_AGAINST.value) != 1:
+        names = ", ".join(arm_name(mechanism, budget or None) for mechanism, budget in arms)
+        console.print("Models are not compared with each other: --against must be a mechanism with one budget here, "
+                      f"got {_AGAINST.value}; there are {names}", soft_wrap=True, markup=False)
     console.print(f"Report: {workdir / 'report.html'}", soft_wrap=True)
 
 

@@ -52,6 +52,7 @@ def main(argv: list[str]) -> None:
             for task in tasks:
                 path = Path(_WORKDIR.value) / str(length) / task.name / "validation.jsonl"
                 write_rows(path, rows(task, length, tokenizer, corpus))
+        print(f"Prompts: {Path(_WORKDIR.value).absolute()}")
     except (OSError, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
 

@@ -4,7 +4,7 @@ from absl import app, flags
 
 
 def run(main) -> None:
-    """Runs `main(argv)`; a config that cannot be loaded, or a field that it lacks, ends in one line, not in a trace."""
+    """Runs `main(argv)`; a wrong flag, or a config that cannot be loaded, ends in one line, not in a trace."""
     app.run(main, flags_parser=_parse)
 
 
@@ -14,7 +14,7 @@ def _parse(argv: list[str]) -> list[str]:
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
             flags.FLAGS.config.keys()  # a missing file is only told of when the config is used
         return rest
-    except (flags.IllegalFlagValueError, OSError, ImportError, AttributeError, SyntaxError) as error:
+    except (flags.Error, OSError, ImportError, AttributeError, SyntaxError) as error:
         asked = " ".join(arg for arg in argv[1:] if arg.lstrip("-").startswith("config"))
         reason = str(error).strip().splitlines()[-1].strip()  # before it stand a trace, or the places looked at
-        raise SystemExit(f"{asked}: {reason}") from None
+        raise SystemExit(f"{asked}: {reason}" if asked else f"{reason} (--help lists the flags)") from None

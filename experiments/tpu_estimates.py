@@ -37,6 +37,7 @@ def estimate(path: Path, chip: str, programs: list[Program], dtype: str) -> list
     rows = []
     with path.open("w", encoding="utf-8") as file:
         for program in programs:
+            console.print(f"compiling {program.mechanism} {program.stage} at {program.length}")
             row = _row(chip, program, dtype)
             rows.append(row)
             append_row(file, row)
@@ -44,7 +45,7 @@ def estimate(path: Path, chip: str, programs: list[Program], dtype: str) -> list
                 console.print(f"{program.mechanism} {program.stage} at {program.length}: {row['error']}")
     memory = CHIPS[chip].memory / CHIPS[chip].devices
     table = Table(title=f"compiled for {chip}, of {memory / 2**30:.0f} GiB of HBM and 16 MiB of VMEM a kernel")
-    for column in ("arm", "stage", "length", "arguments\n(GiB)", "results\n(GiB)", "temporaries\n(GiB)",
+    for column in ("arm", "stage", "length", "arguments\n(GiB)", "results\n(GiB)", "tempo-\nraries\n(GiB)",
                    "most VMEM\n(MiB)"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:

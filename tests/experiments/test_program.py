@@ -1,4 +1,4 @@
-"""A wrong `--config` ends in one line that says what is wrong."""
+"""A wrong flag ends in one line that says what is wrong."""
 
 import re
 import subprocess
@@ -24,3 +24,17 @@ def test_wrong_configs_are_named(tmp_path, program, flags, message):
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert re.search(message, done.stderr.strip().splitlines()[-1])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("program", "flags", "message"), [
+    ("evaluate", ["--workdir=w", "--task=vt"], "Unknown command line flag 'task'. Did you mean: tasks"),
+    ("evaluate", [], "flag --workdir=None"),
+    ("compile_tpu", ["--roofline", "--heads=16"], "--heads pairs such as 16/1, got"),
+    ("compile_tpu", ["--roofline", "--passes=grad"], "--passes must be of"),
+])
+def test_wrong_flags_are_named(program, flags, message):
+    command = [sys.executable, "-m", f"experiments.{program}", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    said = (done.stdout + done.stderr).strip().splitlines()[-1]
+    assert done.returncode != 0 and message in said and not said.startswith(":")
+    assert "Traceback" not in done.stderr

@@ -81,3 +81,5 @@ def test_the_program_estimates_every_kernel(tmp_path):
 def test_what_has_no_estimate_is_named(tmp_path):
     message = refusal(benchmark(tmp_path, "--estimate_for=v5e", "--mechanisms=sliding_window"), tmp_path)
     assert "--estimate_for knows ('dense', 'selective') without --fanouts" in message
+    message = refusal(benchmark(tmp_path, "--estimate_for=v5e", "--head_dim=64"), tmp_path)
+    assert "--estimate_for needs --head_dim that is a multiple of 128" in message
