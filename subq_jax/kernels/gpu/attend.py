@@ -39,6 +39,7 @@ from subq_jax.kernels.gpu.tile import (
     fetch_list,
     for_each_item,
     hide_later,
+    launch,
     matrix,
     row_positions,
     spread,
@@ -80,23 +81,15 @@ def attend(q, k, v, lists: TileLists, offset, tokens: int, block: int, ctas: int
         "v_free": plgpu.Barrier(num_arrivals=WORKERS, num_barriers=STAGES),
     }
 
-    def kernel(*refs):
-        body = functools.partial(_kernel, *refs, shape=shape, ctas=ctas)
-        pl.run_scoped(body, collective_axes="warpgroup", **scratch)
-
-    return plgpu.kernel(
-        kernel, out_type=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((count, rows), jnp.float32)],
-        grid=(ctas,), grid_names=("cta",), num_threads=WORKERS + 1, thread_name="warpgroup",
-        # Barriers at every use of shared memory would end the overlap; those that are needed stand in the kernel.
-        compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=True),
-    )(q, k, v, lists.entries, lists.blocks, lists.gates, offset)
+    results = [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((count, rows), jnp.float32)]
+    arguments = q, k, v, lists.entries, lists.blocks, lists.gates, offset
+    kernel = functools.partial(_kernel, shape=shape, ctas=ctas)
+    return launch(kernel, results, scratch, ctas, arguments, automatic_barriers=False)
 
 
 def _kernel(q, k, v, entries, blocks, gates, offset, out, lse, *, q_buffer, k_ring, v_ring, gate_ring, lse_buffer,
             q_full, q_free, k_full, v_full, k_free, v_free, shape: TileShape, ctas: int):
     warpgroup = lax.axis_index("warpgroup")
-    total, tiles = entries.shape[0] * entries.shape[1], entries.shape[1]
-    which = lambda item: (lax.div(item, jnp.int32(tiles)), lax.rem(item, jnp.int32(tiles)))
     steps_of = lambda x, tile: lax.div(entries[x, tile], jnp.int32(shape.together))
     slot_of = lambda step: lax.rem(step, jnp.int32(STAGES))
     buffer_of = lambda number, worker: lax.rem(number, jnp.int32(2)) * WORKERS + worker
@@ -106,8 +99,7 @@ def _kernel(q, k, v, entries, blocks, gates, offset, out, lse, *, q_buffer, k_ri
         plgpu.set_max_registers(REGISTERS[0], action="increase")
         worker = _Worker(shape, q.shape[2], q.dtype, warpgroup, gate_ring)
 
-        def tile(item, number, ring):
-            x, tile = which(item)
+        def tile(x, tile, number, ring):
             steps, mine = steps_of(x, tile), buffer_of(number, warpgroup)
             positions = row_positions(shape, offset[x] + tile * shape.tokens + warpgroup * worker.tokens)
 
@@ -163,7 +155,7 @@ def _kernel(q, k, v, entries, blocks, gates, offset, out, lse, *, q_buffer, k_ri
             plgpu.copy_smem_to_gmem(lse_buffer.at[warpgroup], lse.at[x, rows])
             return ring + steps
 
-        for_each_item(total, ctas, tile, jnp.int32(0))
+        for_each_item(*entries.shape, ctas, tile, jnp.int32(0))
         plgpu.wait_smem_to_gmem(0)
 
     @pl.when(warpgroup == PRODUCER)
@@ -172,8 +164,7 @@ def _kernel(q, k, v, entries, blocks, gates, offset, out, lse, *, q_buffer, k_ri
         copies = ((gates, gate_ring, k_full, k_free, "gates"), (k, k_ring, k_full, None, "blocks"),
                   (v, v_ring, v_full, v_free, "blocks"))
 
-        def tile(item, number, ring):
-            x, tile = which(item)
+        def tile(x, tile, number, ring):
             for worker in range(WORKERS):
                 buffer = buffer_of(number, worker)
 
@@ -187,7 +178,7 @@ def _kernel(q, k, v, entries, blocks, gates, offset, out, lse, *, q_buffer, k_ri
             lax.fori_loop(0, steps, lambda s, _: fetch_list(shape, s, ring + s, STAGES, x, tile, blocks, copies), None)
             return ring + steps
 
-        number, ring = for_each_item(total, ctas, tile, jnp.int32(0))
+        number, ring = for_each_item(*entries.shape, ctas, tile, jnp.int32(0))
         drain(STAGES, ring, k_free, v_free)
 
         @pl.when(number > 1)

@@ -35,6 +35,7 @@ from subq_jax.kernels.gpu.tile import (
     constant,
     drain,
     for_each_item,
+    launch,
     matrix,
     spread,
     token_masks,
@@ -80,18 +81,12 @@ def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, o
         "full": plgpu.Barrier(num_arrivals=5 * step_tokens, num_barriers=STAGES),
         "free": plgpu.Barrier(num_arrivals=shape.parts, num_barriers=STAGES),
     }
-    total = count * pieces
-
-    def kernel(*refs):
-        body = functools.partial(_kernel, *refs, shape=shape, ctas=min(ctas, total))
-        pl.run_scoped(body, collective_axes="warpgroup", **scratch)
-
     of_warpgroup = lambda *s: jax.ShapeDtypeStruct((count, pieces, WORKERS, *s), jnp.float32)
-    parts = plgpu.kernel(
-        kernel, out_type=[of_warpgroup(HALF, head_dim), of_warpgroup(HALF, head_dim), of_warpgroup(width)],
-        grid=(min(ctas, total),), grid_names=("cta",), num_threads=WORKERS + 1, thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
-    )(q, d_out, lse, delta, router_q, k, v, inverse.tokens, inverse.gates, inverse.weights, inverse.pieces, offset)
+    results = [of_warpgroup(HALF, head_dim), of_warpgroup(HALF, head_dim), of_warpgroup(width)]
+    arguments = (q, d_out, lse, delta, router_q, k, v, inverse.tokens, inverse.gates, inverse.weights, inverse.pieces,
+                 offset)
+    busy = min(ctas, count * pieces)
+    parts = launch(functools.partial(_kernel, shape=shape, ctas=busy), results, scratch, busy, arguments)
     dk, dv, side = _add_pieces(parts, inverse.first, shape.parts, q.dtype, min(ctas, count * blocks))
     join = lambda x: x.reshape(count, blocks, -1, head_dim)[:, :, :block].reshape(count, length, head_dim)
     return join(dk), join(dv), side
@@ -101,9 +96,7 @@ def _kernel(q, d_out, lse, delta, router_q, k, v, tokens, gates, weights, pieces
             k_buffer, v_buffer, q_ring, d_out_ring, stats_ring, router_ring, block_full, block_free, full, free,
             shape: TileShape, ctas: int):
     warpgroup = lax.axis_index("warpgroup")
-    total, per_row, step_tokens = pieces.shape[0] * pieces.shape[1], pieces.shape[1], HALF // shape.group
-    (head_dim, width), group = (q.shape[2], router_q.shape[2]), shape.group
-    which = lambda item: (lax.div(item, jnp.int32(per_row)), lax.rem(item, jnp.int32(per_row)))
+    (head_dim, width), group, step_tokens = (q.shape[2], router_q.shape[2]), shape.group, HALF // shape.group
     every = WORKERS if shape.parts == 1 else 1  # of how many steps a warpgroup takes one
     rounds_of = lambda pairs: lax.div(pairs + (every * step_tokens - 1), jnp.int32(every * step_tokens))
     slot_of = lambda step: lax.rem(step, jnp.int32(STAGES))
@@ -117,8 +110,7 @@ def _kernel(q, d_out, lse, delta, router_q, k, v, tokens, gates, weights, pieces
         down = lambda x: lax.broadcast_in_dim(x, (HALF, HALF), [1])
         scale = LOG2E / math.sqrt(head_dim)
 
-        def piece(item, _, ring):
-            x, number = which(item)
+        def piece(x, number, _, ring):
             block, begin, edge, end = (pieces[x, number, j] for j in range(4))
             rounds = rounds_of(end - begin)
             plgpu.barrier_wait(block_full)
@@ -162,14 +154,13 @@ def _kernel(q, d_out, lse, delta, router_q, k, v, tokens, gates, weights, pieces
 
             return ring + rounds * every
 
-        for_each_item(total, ctas, piece, jnp.int32(0))
+        for_each_item(*pieces.shape[:2], ctas, piece, jnp.int32(0))
 
     @pl.when(warpgroup == PRODUCER)
     def _():
         plgpu.set_max_registers(REGISTERS[1], action="decrease")
 
-        def piece(item, count, ring):
-            x, number = which(item)
+        def piece(x, number, count, ring):
             block, begin, end = pieces[x, number, 0], pieces[x, number, 1], pieces[x, number, 3]
 
             @pl.when(count > 0)
@@ -202,7 +193,7 @@ def _kernel(q, d_out, lse, delta, router_q, k, v, tokens, gates, weights, pieces
             lax.fori_loop(0, steps, fetch, None)
             return ring + steps
 
-        count, ring = for_each_item(total, ctas, piece, jnp.int32(0))
+        count, ring = for_each_item(*pieces.shape[:2], ctas, piece, jnp.int32(0))
         drain(STAGES, ring, free)
         plgpu.barrier_wait(block_free)
 
@@ -212,8 +203,7 @@ def _add_pieces(parts, first, halves: int, dtype, ctas: int):
     (rows, _, _, positions, head_dim), width, blocks = parts[0].shape, parts[2].shape[3], first.shape[1] - 1
 
     def kernel(dk_parts, dv_parts, side_parts, first, dk, dv, side):
-        def add(item, _, carry):
-            x, block = lax.div(item, jnp.int32(blocks)), lax.rem(item, jnp.int32(blocks))
+        def add(x, block, _, carry):
             span = first[x, block], first[x, block + 1]
 
             def total(source, which, shape, layout):
@@ -231,7 +221,7 @@ def _add_pieces(parts, first, halves: int, dtype, ctas: int):
             side[x, block] = total(side_parts, range(WORKERS), (width,), ROWS)
             return carry
 
-        for_each_item(rows * blocks, ctas, add, None)
+        for_each_item(rows, blocks, ctas, add, None)
 
     of_block = jax.ShapeDtypeStruct((rows, blocks, halves, positions, head_dim), dtype)
     return plgpu.kernel(

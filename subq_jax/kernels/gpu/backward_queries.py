@@ -32,6 +32,7 @@ from subq_jax.kernels.gpu.tile import (
     fetch_list,
     for_each_item,
     hide_later,
+    launch,
     matrix,
     row_positions,
     spread,
@@ -75,23 +76,15 @@ def backward_queries(q, d_out, lse, delta, k, v, lists: TileLists, offset, token
         "free": plgpu.Barrier(num_arrivals=WORKERS, num_barriers=STAGES),
     }
 
-    def kernel(*refs):
-        body = functools.partial(_kernel, *refs, shape=shape, ctas=ctas)
-        pl.run_scoped(body, collective_axes="warpgroup", **scratch)
-
-    dq, d_gates = plgpu.kernel(
-        kernel, out_type=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(of_parts, jnp.float32)],
-        grid=(ctas,), grid_names=("cta",), num_threads=WORKERS + 1, thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
-    )(q, d_out, lse, delta, k, v, lists.entries, lists.blocks, lists.gates, offset)
+    results = [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(of_parts, jnp.float32)]
+    arguments = q, d_out, lse, delta, k, v, lists.entries, lists.blocks, lists.gates, offset
+    dq, d_gates = launch(functools.partial(_kernel, shape=shape, ctas=ctas), results, scratch, ctas, arguments)
     return dq, d_gates.reshape(*d_gates.shape[:2], -1, shape.parts, tokens).sum(axis=3).reshape(lists.gates.shape)
 
 
 def _kernel(q, d_out, lse, delta, k, v, entries, blocks, gates, offset, dq, d_gates, *, q_buffer, d_out_buffer, k_ring,
             v_ring, gate_ring, sum_buffer, rows_full, rows_free, full, free, shape: TileShape, ctas: int):
     warpgroup = lax.axis_index("warpgroup")
-    total, tiles = entries.shape[0] * entries.shape[1], entries.shape[1]
-    which = lambda item: (lax.div(item, jnp.int32(tiles)), lax.rem(item, jnp.int32(tiles)))
     steps_of = lambda x, tile: lax.div(entries[x, tile] * shape.parts, jnp.int32(shape.together))
     slot_of = lambda step: lax.rem(step, jnp.int32(STAGES))
     rows_of = lambda tile, worker: pl.ds(tile * TILE + worker * HALF, HALF)
@@ -104,8 +97,7 @@ def _kernel(q, d_out, lse, delta, k, v, entries, blocks, gates, offset, dq, d_ga
         scale = LOG2E / math.sqrt(q.shape[2])
         size = min(shape.keys, shape.block)
 
-        def tile(item, _, ring):
-            x, tile = which(item)
+        def tile(x, tile, _, ring):
             steps, mine = steps_of(x, tile), rows_of(tile, warpgroup)
             positions = row_positions(shape, offset[x] + tile * shape.tokens + warpgroup * own_tokens)
             sums, deltas = (plgpu.load(y.at[x, mine], layout=ROWS, optimized=False) for y in (lse, delta))
@@ -153,7 +145,7 @@ def _kernel(q, d_out, lse, delta, k, v, entries, blocks, gates, offset, dq, d_ga
             plgpu.barrier_arrive(rows_free.at[warpgroup])
             return ring + steps
 
-        for_each_item(total, ctas, tile, jnp.int32(0))
+        for_each_item(*entries.shape, ctas, tile, jnp.int32(0))
         plgpu.wait_smem_to_gmem(0)
 
     @pl.when(warpgroup == PRODUCER)
@@ -162,8 +154,7 @@ def _kernel(q, d_out, lse, delta, k, v, entries, blocks, gates, offset, dq, d_ga
         copies = ((gates, gate_ring, full, free, "gates"), (k, k_ring, full, None, "blocks"),
                   (v, v_ring, full, None, "blocks"))
 
-        def tile(item, number, ring):
-            x, tile = which(item)
+        def tile(x, tile, number, ring):
             for worker in range(WORKERS):
                 @pl.when(number > 0)
                 def _(worker=worker):
@@ -176,7 +167,7 @@ def _kernel(q, d_out, lse, delta, k, v, entries, blocks, gates, offset, dq, d_ga
             lax.fori_loop(0, steps, lambda s, _: fetch_list(shape, s, ring + s, STAGES, x, tile, blocks, copies), None)
             return ring + steps
 
-        _, ring = for_each_item(total, ctas, tile, jnp.int32(0))
+        _, ring = for_each_item(*entries.shape, ctas, tile, jnp.int32(0))
         drain(STAGES, ring, free)
         for worker in range(WORKERS):
             plgpu.barrier_wait(rows_free.at[worker])

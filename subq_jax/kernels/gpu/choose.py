@@ -27,7 +27,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu import tensor_core
 from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
-from subq_jax.kernels.gpu.tile import HALF, PRODUCER, REGISTERS, WORKERS, by_row, drain, for_each_item, matrix
+from subq_jax.kernels.gpu.tile import HALF, PRODUCER, REGISTERS, WORKERS, by_row, drain, for_each_item, launch, matrix
 from subq_jax.selection.summaries import score_scale
 
 QUERIES = HALF * WORKERS  # of a block of threads
@@ -64,16 +64,10 @@ def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
         "free": plgpu.Barrier(num_arrivals=WORKERS, num_barriers=stages),
     }
 
-    def kernel(*refs):
-        body = functools.partial(_kernel, *refs, tile=tile, count=count, ctas=ctas)
-        pl.run_scoped(body, collective_axes="warpgroup", **scratch)
-
     results = [jax.ShapeDtypeStruct((rows, padded, held), dtype) for dtype in (jnp.int32, jnp.float32)]
-    return plgpu.kernel(
-        kernel, out_type=results, grid=(ctas,), grid_names=("cta",), num_threads=WORKERS + 1, thread_name="warpgroup",
-        # Barriers at every use of shared memory would end the overlap; those that are needed stand in the kernel.
-        compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=True),
-    )(router_q, summaries, low, high, _spans(low, high, tile, summaries.shape[1]))
+    arguments = router_q, summaries, low, high, _spans(low, high, tile, summaries.shape[1])
+    kernel = functools.partial(_kernel, tile=tile, count=count, ctas=ctas)
+    return launch(kernel, results, scratch, ctas, arguments, automatic_barriers=False)
 
 
 def tile_of(count: int) -> int:
@@ -99,8 +93,7 @@ def _spans(low, high, tile: int, num_blocks: int):
 def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buffer, ring, q_full, q_free, full, free,
             tile: int, count: int, ctas: int):
     warpgroup = lax.axis_index("warpgroup")
-    (rows, tiles), (stages, width), held_slots = spans.shape[:2], ring.shape[::2], ids_out.shape[2]
-    which = lambda item: (lax.div(item, jnp.int32(tiles)), lax.rem(item, jnp.int32(tiles)))
+    (stages, width), held_slots = ring.shape[::2], ids_out.shape[2]
     my_rows = lambda query_tile, worker: pl.ds(query_tile * QUERIES + worker * HALF, HALF)
     slot_of = lambda step: lax.rem(step, jnp.int32(stages))
 
@@ -110,8 +103,7 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buf
         column = plgpu.broadcasted_iota(jnp.int32, (HALF, tile), 1, layout=ACC)
         place = plgpu.broadcasted_iota(jnp.int32, (HALF, held_slots), 1, layout=ACC)
 
-        def query_tile(item, _, step):
-            x, query_tile = which(item)
+        def query_tile(x, query_tile, _, step):
             mine = my_rows(query_tile, warpgroup)
             begin, a, b, end = (spans[x, query_tile, j] for j in range(4))
             first, last = (plgpu.load(y.at[x, mine], layout=ROWS, optimized=False) for y in (low, high))
@@ -141,14 +133,13 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buf
             ids_out[x, mine], scores_out[x, mine] = _descending(*held, count=count, place=place)
             return step + end - begin
 
-        for_each_item(rows * tiles, ctas, query_tile, jnp.int32(0))
+        for_each_item(*spans.shape[:2], ctas, query_tile, jnp.int32(0))
 
     @pl.when(warpgroup == PRODUCER)
     def _():
         plgpu.set_max_registers(REGISTERS[1], action="decrease")
 
-        def query_tile(item, number, step):
-            x, query_tile = which(item)
+        def query_tile(x, query_tile, number, step):
             begin, end = spans[x, query_tile, 0], spans[x, query_tile, 3]
             for worker in range(WORKERS):
                 @pl.when(number > 0)
@@ -172,7 +163,7 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buf
             lax.fori_loop(begin, end, fetch, None)
             return step + end - begin
 
-        _, steps = for_each_item(rows * tiles, ctas, query_tile, jnp.int32(0))
+        _, steps = for_each_item(*spans.shape[:2], ctas, query_tile, jnp.int32(0))
         drain(stages, steps, free)
         for worker in range(WORKERS):
             plgpu.barrier_wait(q_free.at[worker])

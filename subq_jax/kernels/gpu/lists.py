@@ -72,9 +72,10 @@ def tile_lists(lists: TokenLists, tokens: int, together: int, num_blocks: int, c
     room = -(-min(tokens * slots, num_blocks) // together) * together
     results = [((count, tiles), jnp.int32), ((count, tiles, room), jnp.int32),
                ((count, tiles, room * tokens), jnp.float32), ((count, padded, slots), jnp.int32)]
+    ctas = min(ctas, count * tiles)
     merge = plgpu.kernel(
-        functools.partial(_merge, tokens=tokens, together=together, total=count * tiles, ctas=min(ctas, count * tiles)),
-        out_type=[jax.ShapeDtypeStruct(*x) for x in results], grid=(min(ctas, count * tiles),), grid_names=("cta",))
+        functools.partial(_merge, tokens=tokens, together=together, ctas=ctas),
+        out_type=[jax.ShapeDtypeStruct(*x) for x in results], grid=(ctas,), grid_names=("cta",))
     return TileLists(*merge(*lists))
 
 
@@ -86,16 +87,15 @@ def gates_of_tokens(x, at, tokens: int):
     return jnp.take_along_axis(x, place, axis=2, mode="clip").reshape(at.shape)
 
 
-def _merge(ids, gates, entries, blocks, tile_gates, at, *, tokens: int, together: int, total: int, ctas: int):
+def _merge(ids, gates, entries, blocks, tile_gates, at, *, tokens: int, together: int, ctas: int):
     """One warpgroup merges the sorted lists of a tile's tokens as one thread would; a tile takes microseconds."""
-    tiles, slots = entries.shape[1], ids.shape[2]
+    slots = ids.shape[2]
 
     def head(x, token, cursor):
         inside = cursor < slots
         return jnp.where(inside, ids[x, token, jnp.minimum(cursor, slots - 1)], -1)
 
-    def merge(item, _, carry):
-        x, tile = lax.div(item, jnp.int32(tiles)), lax.rem(item, jnp.int32(tiles))
+    def merge(x, tile, _, carry):
         mine = [tile * tokens + j for j in range(tokens)]
 
         def step(state):
@@ -130,4 +130,4 @@ def _merge(ids, gates, entries, blocks, tile_gates, at, *, tokens: int, together
         entries[x, tile] = whole
         return carry
 
-    for_each_item(total, ctas, merge, None)
+    for_each_item(*entries.shape, ctas, merge, None)

@@ -12,6 +12,7 @@ come first. Beside each block stand the tile's gates for it, `UNSEEN` for tokens
 logits, they make those weights exact zeros, whatever else the row has seen.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -73,15 +74,41 @@ def matrix(*shape: int, dtype):
     return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128)))
 
 
-def for_each_item(total: int, ctas: int, body, carry):
-    """`carry = body(item, number, carry)` over the share of `total` items of this block of threads.
+def launch(kernel, results, scratch: dict, ctas: int, arguments, *, automatic_barriers: bool = True):
+    """Runs `kernel(*arguments, *results, **scratch)`: warpgroups that compute and one that copies, in `ctas` blocks.
+
+    Args:
+      kernel: takes references.
+      results: shapes and dtypes.
+      scratch: shared memory and barriers by name.
+      ctas: blocks of threads.
+      arguments: arrays.
+      automatic_barriers: whether the compiler puts a barrier at every use of shared memory, which would end the overlap
+        of a kernel that holds those it needs.
+    """
+    def scoped(*refs):
+        pl.run_scoped(functools.partial(kernel, *refs), collective_axes="warpgroup", **scratch)
+
+    return plgpu.kernel(
+        scoped, out_type=results, grid=(ctas,), grid_names=("cta",), num_threads=WORKERS + 1, thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=not automatic_barriers),
+    )(*arguments)
+
+
+def for_each_item(rows: int, columns: int, ctas: int, body, carry):
+    """`carry = body(row, column, number, carry)` over this block of threads' share of a table of items.
 
     Returns:
       how many they are, which `number` counts, and the last carry.
     """
     mine = lax.axis_index("cta")
-    count = lax.div(jnp.int32(total) - mine + (ctas - 1), jnp.int32(ctas))
-    return count, lax.fori_loop(jnp.int32(0), count, lambda n, c: body(mine + n * ctas, n, c), carry)
+    count = lax.div(jnp.int32(rows * columns) - mine + (ctas - 1), jnp.int32(ctas))
+
+    def visit(number, carry):
+        item = mine + number * ctas
+        return body(lax.div(item, jnp.int32(columns)), lax.rem(item, jnp.int32(columns)), number, carry)
+
+    return count, lax.fori_loop(jnp.int32(0), count, visit, carry)
 
 
 def token_masks(shape: TileShape, iota):
