@@ -25,12 +25,12 @@ from jax.experimental.mosaic.gpu import core as mosaic
 
 from experiments.program import run
 from subq_jax.files import append_row
-from subq_jax.kernels.gpu.attend import KEYS, attend
+from subq_jax.kernels.gpu.attend import attend
 from subq_jax.kernels.gpu.backward_keys import backward_keys
 from subq_jax.kernels.gpu.backward_queries import backward_queries
 from subq_jax.kernels.gpu.choose import best_blocks
 from subq_jax.kernels.gpu.inverse import inverse_lists
-from subq_jax.kernels.gpu.lists import TileLists, TokenLists, tile_lists
+from subq_jax.kernels.gpu.lists import TokenLists, tile_lists
 from subq_jax.kernels.gpu.selective import MULTIPROCESSORS, PAIRS
 from subq_jax.kernels.gpu.tile import TILE, tokens_of_tile
 
@@ -67,10 +67,8 @@ def lower(kernel: str, shape: str) -> None:
     rows, keys = array(LENGTH * (TILE // tokens), head_dim), array(LENGTH, head_dim)
     sums, offset = array(rows.shape[1], dtype=number), jax.ShapeDtypeStruct((1,), index)
     of_tokens = TokenLists(array(LENGTH, slots, dtype=index), array(LENGTH, slots, dtype=number))
-    merge = lambda *lists: tile_lists(TokenLists(*lists), tokens, max(1, KEYS // block), blocks, MULTIPROCESSORS)
-    room = min(tokens * slots, blocks)
-    tiles = TileLists(array(LENGTH // tokens, dtype=index), array(LENGTH // tokens, room, dtype=index),
-                      array(LENGTH // tokens, room * tokens, dtype=number), of_tokens.ids)
+    merge = lambda *lists: tile_lists(TokenLists(*lists), tokens, block, blocks, MULTIPROCESSORS)
+    tiles = jax.eval_shape(merge, *of_tokens)
     invert = lambda *lists: inverse_lists(TokenLists(*lists), lists[1], blocks, block, PAIRS)
     inverse = jax.eval_shape(invert, *of_tokens)
     sizes = tokens, block, MULTIPROCESSORS

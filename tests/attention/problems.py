@@ -51,17 +51,25 @@ def documents(draw, length, block_size):
     return ids[:length]
 
 
-def value_and_grads(values, config, implementation, gate, **where):
-    """(out, selection, gradients of the five arrays) under a fixed random cotangent."""
-    weight = jax.random.normal(jax.random.key(7), values[0].shape)
-
-    def loss(*values):
+def with_grads(config, implementation, gate, **where):
+    """A compiled function of the five arrays: (out, selection, their gradients) under a fixed random cotangent."""
+    def loss(*values, weight):
         out, selection = selective_attention(
             *values, config, gate=gate, implementation=implementation, return_selection=True, **where)
         return (out.astype(jnp.float32) * weight).sum(), (out, selection)
 
-    grads, (out, selection) = jax.jit(jax.grad(loss, argnums=range(5), has_aux=True))(*values)
-    return out, selection, grads
+    grads = jax.jit(jax.grad(loss, argnums=range(5), has_aux=True))
+
+    def run(*values):
+        found, (out, selection) = grads(*values, weight=jax.random.normal(jax.random.key(7), values[0].shape))
+        return out, selection, found
+
+    return run
+
+
+def value_and_grads(values, config, implementation, gate, **where):
+    """`with_grads`, called once."""
+    return with_grads(config, implementation, gate, **where)(*values)
 
 
 def attention_by_definition(values, config, gate, q_offset=None, kv_length=None, segment_ids=None):

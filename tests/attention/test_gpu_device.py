@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import arrays, value_and_grads
+from problems import arrays, value_and_grads, with_grads
 from test_selective import assert_equally_good
 
 from subq_jax import SelectionConfig
@@ -29,8 +29,9 @@ def test_the_kernels_equal_the_reference(case, gate):
     sizes, widths, selection, dtype, where = CASES[case]
     values = arrays(5, *sizes, dtype=dtype, **({"router_dim": 64} | widths))
     config = SelectionConfig(local_blocks=2, sink_blocks=1, **selection)
-    out, chosen, grads = value_and_grads(values, config, "gpu", gate, **where)
-    again = value_and_grads(values, config, "gpu", gate, **where)
+    kernels = with_grads(config, "gpu", gate, **where)
+    out, chosen, grads = kernels(*values)
+    again = kernels(*values)
     for first, second in zip(jax.tree.leaves((out, chosen, grads)), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(first, second, err_msg="the same bits every time")
 

@@ -42,6 +42,7 @@ from subq_jax.kernels.gpu.tile import (
 )
 
 STAGES = 4  # steps in shared memory
+LINE = 32  # float32 numbers in 128 bytes, where a copy into shared memory may begin
 
 
 def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, offset, tokens: int, block: int,
@@ -69,30 +70,33 @@ def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, o
     if block < HALF:  # a product has 64 rows: the next block's positions fill it up and take no part
         k, v = (jnp.pad(x, ((0, 0), (0, HALF - block), (0, 0))) for x in (k, v))
     step_tokens = HALF // shape.group
+    stats = jnp.concatenate([x.reshape(count, -1, shape.group) for x in (lse, delta)], axis=2)
+    stats = jnp.pad(stats, ((0, 0), (0, 0), (0, max(0, LINE - 2 * shape.group))))
     scratch = {
         "k_buffer": matrix(shape.parts, HALF, head_dim, dtype=q.dtype),
         "v_buffer": matrix(shape.parts, HALF, head_dim, dtype=q.dtype),
         "q_ring": matrix(STAGES, HALF, head_dim, dtype=q.dtype),
         "d_out_ring": matrix(STAGES, HALF, head_dim, dtype=q.dtype),
-        "stats_ring": plgpu.SMEM((STAGES, 2, HALF), jnp.float32),
+        "stats_ring": plgpu.SMEM((STAGES, step_tokens, stats.shape[2]), jnp.float32),
         "router_ring": plgpu.SMEM((STAGES, step_tokens, width), router_q.dtype),
         "block_full": plgpu.Barrier(num_arrivals=2 * shape.parts),
         "block_free": plgpu.Barrier(num_arrivals=WORKERS),
-        "full": plgpu.Barrier(num_arrivals=5 * step_tokens, num_barriers=STAGES),
+        "full": plgpu.Barrier(num_arrivals=4 * step_tokens, num_barriers=STAGES),
         "free": plgpu.Barrier(num_arrivals=shape.parts, num_barriers=STAGES),
     }
     of_warpgroup = lambda *s: jax.ShapeDtypeStruct((count, pieces, WORKERS, *s), jnp.float32)
     results = [of_warpgroup(HALF, head_dim), of_warpgroup(HALF, head_dim), of_warpgroup(width)]
-    arguments = (q, d_out, lse, delta, router_q, k, v, inverse.tokens, inverse.gates, inverse.weights, inverse.pieces,
+    arguments = (q, d_out, stats, router_q, k, v, inverse.tokens, inverse.gates, inverse.weights, inverse.pieces,
                  offset)
     busy = min(ctas, count * pieces)
-    parts = launch(functools.partial(_kernel, shape=shape, ctas=busy), results, scratch, busy, arguments)
+    kernel = functools.partial(_kernel, shape=shape, ctas=busy)  # nobody writes into shared memory but copies
+    parts = launch(kernel, results, scratch, busy, arguments, automatic_barriers=False)
     dk, dv, side = _add_pieces(parts, inverse.first, shape.parts, q.dtype, min(ctas, count * blocks))
     join = lambda x: x.reshape(count, blocks, -1, head_dim)[:, :, :block].reshape(count, length, head_dim)
     return join(dk), join(dv), side
 
 
-def _kernel(q, d_out, lse, delta, router_q, k, v, tokens, gates, weights, pieces, offset, dk_out, dv_out, side_out, *,
+def _kernel(q, d_out, stats, router_q, k, v, tokens, gates, weights, pieces, offset, dk_out, dv_out, side_out, *,
             k_buffer, v_buffer, q_ring, d_out_ring, stats_ring, router_ring, block_full, block_free, full, free,
             shape: TileShape, ctas: int):
     warpgroup = lax.axis_index("warpgroup")
@@ -107,6 +111,8 @@ def _kernel(q, d_out, lse, delta, router_q, k, v, tokens, gates, weights, pieces
         mine, turn = (warpgroup, jnp.int32(0)) if every == 1 else (jnp.int32(0), warpgroup)
         masks = token_masks(shape, plgpu.broadcasted_iota(jnp.int32, (HALF,), 0, layout=COLUMNS))
         row = plgpu.broadcasted_iota(jnp.int32, (HALF, HALF), 0, layout=ACC) + mine * HALF
+        of_rows = lambda slot, token, which: plgpu.load(
+            stats_ring.at[slot, token, pl.ds(which * group, group)], layout=COLUMNS, optimized=False)
         down = lambda x: lax.broadcast_in_dim(x, (HALF, HALF), [1])
         scale = LOG2E / math.sqrt(head_dim)
 
@@ -122,10 +128,12 @@ def _kernel(q, d_out, lse, delta, router_q, k, v, tokens, gates, weights, pieces
                 inside = [pair + j < end for j in range(step_tokens)]
                 at = [jnp.minimum(pair + j, end - 1) for j in range(step_tokens)]
                 gate = [jnp.where(some, gates[x, e] * LOG2E, UNSEEN) for some, e in zip(inside, at, strict=True)]
+                weigh = [jnp.where(some & (mine == 0), weights[x, e], 0.0) for some, e in zip(inside, at, strict=True)]
                 plgpu.barrier_wait(full.at[slot])
                 logits, d_weights = tensor_core.two_scores(
                     k_buffer.at[mine], q_ring.at[slot], v_buffer.at[mine], d_out_ring.at[slot])
-                sums, deltas = (plgpu.load(stats_ring.at[slot, j], layout=COLUMNS, optimized=False) for j in range(2))
+                sums, deltas = (lax.concatenate([of_rows(slot, j, which) for j in range(step_tokens)], 0)
+                                for which in range(2))
                 weight = jnp.exp2(logits * scale - down(sums * LOG2E - spread(masks, gate)))
                 if at_edge:
                     first = offset[x] - block * shape.block
@@ -134,9 +142,9 @@ def _kernel(q, d_out, lse, delta, router_q, k, v, tokens, gates, weights, pieces
                 d_logits = weight * (d_weights - down(deltas))
                 dv, dk = tensor_core.add_two_products(
                     dv, weight.astype(q.dtype), d_out_ring.at[slot], dk, d_logits.astype(q.dtype), q_ring.at[slot])
-                for j, (some, e) in enumerate(zip(inside, at, strict=True)):
+                for j in range(step_tokens):
                     row_q = plgpu.load(router_ring.at[slot, j], layout=ROWS, optimized=False)
-                    side = side + row_q.astype(jnp.float32) * jnp.where(some & (mine == 0), weights[x, e], 0.0)
+                    side = side + row_q.astype(jnp.float32) * weigh[j]
                 plgpu.barrier_arrive(free.at[slot])
                 return dk, dv, side
 
@@ -172,25 +180,28 @@ def _kernel(q, d_out, lse, delta, router_q, k, v, tokens, gates, weights, pieces
                     rows = pl.ds(block * shape.block + part * HALF, HALF)
                     plgpu.copy_gmem_to_smem(source.at[x, rows], target.at[part], block_full)
 
-            def fetch(s, carry):
-                now = ring + s
+            steps = rounds_of(end - begin) * every
+            tokens_of = lambda s: tuple(tokens[x, jnp.minimum(begin + s * step_tokens + j, end - 1)]
+                                        for j in range(step_tokens))
+
+            def fetch(s, ids):
+                now, following = ring + s, tokens_of(s + 1)  # read a step ahead of their use
                 slot = slot_of(now)
 
                 @pl.when(now >= STAGES)
                 def _():
                     plgpu.barrier_wait(free.at[slot])
 
-                for j in range(step_tokens):
-                    token = tokens[x, jnp.minimum(begin + s * step_tokens + j, end - 1)]
+                for j, token in enumerate(ids):
                     rows, here = pl.ds(token * group, group), pl.ds(j * group, group)
-                    for source, target in ((q, q_ring.at[slot, here]), (d_out, d_out_ring.at[slot, here]),
-                                           (lse, stats_ring.at[slot, 0, here]), (delta, stats_ring.at[slot, 1, here])):
-                        plgpu.copy_gmem_to_smem(source.at[x, rows], target, full.at[slot])
-                    plgpu.copy_gmem_to_smem(router_q.at[x, token], router_ring.at[slot, j], full.at[slot])
-                return carry
+                    for source, target in ((q.at[x, rows], q_ring.at[slot, here]),
+                                           (d_out.at[x, rows], d_out_ring.at[slot, here]),
+                                           (stats.at[x, token], stats_ring.at[slot, j]),
+                                           (router_q.at[x, token], router_ring.at[slot, j])):
+                        plgpu.copy_gmem_to_smem(source, target, full.at[slot])
+                return following
 
-            steps = rounds_of(end - begin) * every
-            lax.fori_loop(0, steps, fetch, None)
+            lax.fori_loop(jnp.int32(0), steps, fetch, tokens_of(jnp.int32(0)))
             return ring + steps
 
         count, ring = for_each_item(*pieces.shape[:2], ctas, piece, jnp.int32(0))

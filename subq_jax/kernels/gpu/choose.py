@@ -9,9 +9,10 @@ tile of blocks at a time, into a ring that both read:
                 [                  ]   while any beats
                                        the M-th so far
 
-A tile is searched for its best block as often as the query with the most newcomers needs; a stream in random order
-holds about M / i newcomers in its i-th tile, so that most tiles need few searches. Tiles behind the last candidate of
-128 queries are not visited, and only those at the ends of their range compare ids with what is a candidate.
+A warp searches a tile for its best block as often as the query with the most newcomers, of the warp's 16, needs; a
+stream in random order holds about M / i newcomers in its i-th tile, so that most tiles need few searches. Tiles behind
+the last candidate of 128 queries are not visited, and only those at the ends of their range compare ids with what is a
+candidate.
 
 Exact, ties included: blocks come in ascending order and the best is taken from the lowest index, so that a newcomer
 must beat the worst block held strictly, and among equally bad ones the one of highest index leaves.
@@ -120,7 +121,7 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buf
                     scores = jnp.where(inside, scores, -jnp.inf)
                 worst = held[0].min(axis=1)
                 better = jnp.where(scores > by_row(worst, scores), jnp.float32(1), jnp.float32(0)).sum(axis=1)
-                newcomers = jnp.minimum(better.max().astype(jnp.int32), jnp.int32(count))
+                newcomers = jnp.minimum(tensor_core.largest_of_warp(better.astype(jnp.int32)), jnp.int32(count))
                 insert = functools.partial(_insert, first=i * tile, column=column)
                 return lax.fori_loop(0, newcomers, insert, (scores, worst, *held))[2:]
 

@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from subq_jax.axes import Outputs, Selection
-from subq_jax.kernels.gpu.attend import KEYS, attend
+from subq_jax.kernels.gpu.attend import attend
 from subq_jax.kernels.gpu.backward_keys import backward_keys
 from subq_jax.kernels.gpu.backward_queries import backward_queries
 from subq_jax.kernels.gpu.choose import QUERIES, best_blocks, tile_of
 from subq_jax.kernels.gpu.inverse import inverse_lists
 from subq_jax.kernels.gpu.limits import unsupported
 from subq_jax.kernels.gpu.lists import TileLists, TokenLists, gates_of_tokens, tile_lists, token_lists
-from subq_jax.kernels.gpu.tile import TILE, TileShape, tokens_of_tile
+from subq_jax.kernels.gpu.tile import TILE, tokens_of_tile
 from subq_jax.kernels.xla.layout import (
     fold,
     fold_keys,
@@ -104,8 +104,7 @@ def _lay_out(config: SelectionConfig, q, k, v, chosen, scores, place: QueryPlace
     chosen, scores = (whole_rows(x, tokens, fill) for x, fill in ((chosen, -1), (scores, 0)))
     of_tokens = token_lists(chosen, scores, jax.tree.map(lambda x: whole_rows(x, tokens), place), config, kv_heads)
     k, v = (whole_rows(fold_keys(clear_absent_keys(x, present)), size) for x in (k, v))
-    together = TileShape(tokens, size, KEYS).together
-    of_tiles = tile_lists(of_tokens, tokens, together, k.shape[1] // size, MULTIPROCESSORS)
+    of_tiles = tile_lists(of_tokens, tokens, size, k.shape[1] // size, MULTIPROCESSORS)
     offset = repeat_heads(place.position[:, 0], kv_heads)
     return _Tiles(_rows(q, kv_heads, tokens), k, v, of_tokens, of_tiles, offset, tokens)
 

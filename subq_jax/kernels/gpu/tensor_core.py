@@ -1,18 +1,42 @@
-"""Products on Hopper's tensor cores, by one warpgroup: the only instructions that no interpreter simulates.
+"""Products on Hopper's tensor cores, by one warpgroup, and a warp's maximum: what no interpreter simulates.
 
-The kernels of this folder call nothing else for a product, so that tests replace these functions by plain ones and run
-all the rest (copies, barriers, loops, who waits for whom) under Pallas' simulator of a GPU.
+The kernels of this folder call nothing else for them, so that tests replace these functions by plain ones and run all
+the rest (copies, barriers, loops, who waits for whom) under Pallas' simulator of a GPU.
 
 Left operands of a product have 64 rows. References point into shared memory, swizzled; arrays are in registers.
 """
 
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.mosaic import gpu as mgpu
+from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith, vector
 
 ACC = plgpu.Layout.WGMMA
 ROWS = plgpu.Layout.WGMMA.reduce(1)  # one number for each row of a product
 COLUMNS = plgpu.Layout.WGMMA.reduce(0)
+
+
+def largest_of_warp(numbers):
+    """The largest of the 16 numbers, int32 [64] in `ROWS`, that a warp holds: a scalar that differs between warps.
+
+    What follows from it must not make a warp wait for another. A maximum over the whole array would pass through shared
+    memory, at a place that both computing warpgroups take for their own (jax 0.11.2).
+    """
+    @plgpu.inline_mgpu(
+        arg_types=(ROWS,), return_type=plgpu.ShapeDtypeStruct((), jnp.int32, layout=plgpu.Layout.WG_SPLAT))
+    def largest(_, numbers):
+        i32 = ir.IntegerType.get_signless(32)
+        first, *others = [vector.extract(x, [], [0]) for x in numbers.registers.flat]
+        for other in others:
+            first = arith.maxsi(first, other)
+        every_lane = arith.constant(i32, -1)
+        return mgpu.FragmentedArray.splat(
+            utils.redux(first, every_lane, utils.ReductionKind.MAX), (), is_signed=True)
+
+    return largest(numbers)
 
 
 def _accumulator(rows: int, columns: int):
@@ -20,7 +44,7 @@ def _accumulator(rows: int, columns: int):
 
 
 def scores(left, right):
-    """left right^T, float32 [64, n], of references [64, d] and [n, d]."""
+    """left right^T, float32 [64, n], of a reference or an array [64, d] and a reference [n, d]."""
     def product(out):
         plgpu.wgmma(out, left, right.transpose((1, 0)))
         return out[...]
@@ -63,11 +87,8 @@ def add_two_products(total, weights, values, other_total, other_weights, other_v
     return pl.run_scoped(products, _accumulator(*total.shape), _accumulator(*other_total.shape))
 
 
-def scores_beside_product(left, right, meanwhile, total, weights, values, values_ready):
+def scores_beside_product(left, right, meanwhile, total, weights, values):
     """`scores(left, right)` handed to `meanwhile`, which runs while total + weights values is still being computed.
-
-    Args:
-      values_ready: called before the second product is issued, to wait for its values.
 
     Returns:
       the second product, and what `meanwhile` returned.
@@ -75,7 +96,6 @@ def scores_beside_product(left, right, meanwhile, total, weights, values, values
     def products(out, sums):
         sums[...] = total
         plgpu.wgmma(out, left, right.transpose((1, 0)))
-        values_ready()
         plgpu.wgmma(sums, weights, values)
         result = meanwhile(plgpu.wgmma_accumulator_load(out, wait_n=1))
         return plgpu.wgmma_accumulator_load(sums, wait_n=0), result

@@ -9,7 +9,8 @@ A tile is 128 rows: all query heads of 128 / G neighbouring tokens and one KV he
 
 The list of a tile is the union of its tokens' blocks, descending, so that blocks in which some row's own position lies
 come first. Beside each block stand the tile's gates for it, `UNSEEN` for tokens that do not list it: added to the
-logits, they make those weights exact zeros, whatever else the row has seen.
+logits, they make those weights exact zeros, whatever else the row has seen. A worker passes over steps that none of its
+own tokens lists: it only says that their slots are free.
 """
 
 import functools
@@ -25,9 +26,20 @@ from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
 
 TILE, HALF, WORKERS = 128, 64, 2  # rows of a tile and of a warpgroup, warpgroups that compute
 PRODUCER = WORKERS  # the warpgroup that copies
+STEP_KEYS = 64  # positions of a step of a tile's list, or of one block where that has more
+RING_KEYS = 4 * STEP_KEYS  # positions in shared memory, in the forward pass
 UNSEEN, FLOOR = -1e30, -1e29  # the gate of a block that is not seen, and the running maximum before the first that is
+WARPS = 4  # of a warpgroup
 REGISTERS = 240, 24  # of a thread that computes, of one that copies
 LOG2E = math.log2(math.e)
+
+
+def stages_of(block: int) -> int:
+    """Steps of the forward pass in shared memory, a power of 2; whole blocks where these are larger than a step.
+
+    A worker holds one of them while it waits for its next, which must not be further away than the others reach.
+    """
+    return RING_KEYS // max(STEP_KEYS, block)
 
 
 class TileShape(NamedTuple):
@@ -49,7 +61,7 @@ class TileShape(NamedTuple):
 
     @property
     def parts(self) -> int:
-        """Steps of a block."""
+        """Parts in which a step of a list is taken, where a block has more positions than that."""
         return max(1, self.block // self.keys)
 
     @property
@@ -59,8 +71,8 @@ class TileShape(NamedTuple):
 
     @property
     def edge_steps(self) -> int:
-        """Steps in which a row may see part of a block."""
-        return -(-self.edge_blocks * self.parts // self.together)
+        """Steps of a list in which a row may see part of a block."""
+        return -(-self.edge_blocks // self.together)
 
 
 def tokens_of_tile(group: int) -> int:
@@ -91,21 +103,28 @@ def launch(kernel, results, scratch: dict, ctas: int, arguments, *, automatic_ba
 
     return plgpu.kernel(
         scoped, out_type=results, grid=(ctas,), grid_names=("cta",), num_threads=WORKERS + 1, thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=not automatic_barriers),
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True, unsafe_no_auto_barriers=not automatic_barriers,
+            reduction_scratch_bytes=0),  # where warps would meet to reduce, both computing warpgroups would at once
     )(*arguments)
 
 
-def for_each_item(rows: int, columns: int, ctas: int, body, carry):
+def for_each_item(rows: int, columns: int, ctas: int, body, carry, warp=None):
     """`carry = body(row, column, number, carry)` over this block of threads' share of a table of items.
+
+    Args:
+      warp: of the block of threads, where warps walk apart from each other.
 
     Returns:
       how many they are, which `number` counts, and the last carry.
     """
-    mine = lax.axis_index("cta")
-    count = lax.div(jnp.int32(rows * columns) - mine + (ctas - 1), jnp.int32(ctas))
+    mine, sharers = lax.axis_index("cta"), ctas
+    if warp is not None:
+        mine, sharers = mine * WARPS + warp, ctas * WARPS
+    count = lax.div(jnp.int32(rows * columns) - mine + (sharers - 1), jnp.int32(sharers))
 
     def visit(number, carry):
-        item = mine + number * ctas
+        item = mine + number * sharers
         return body(lax.div(item, jnp.int32(columns)), lax.rem(item, jnp.int32(columns)), number, carry)
 
     return count, lax.fori_loop(jnp.int32(0), count, visit, carry)
@@ -150,29 +169,51 @@ def constant(value, shape, layout):
     return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
 
 
-def fetch_list(shape: TileShape, step, ring_step, stages: int, x, tile, lists, copies):
-    """The producer's step: waits for room and copies what each of `copies` = (source, target, full, free, what) asks.
+def fetch_tile(shape: TileShape, steps, ring, stages: int, x, tile, lists, copies):
+    """The producer's part of a tile: for every step waits for room and copies what `copies` ask.
 
-    `what` is "gates" or "blocks"; barriers count one arrival for each copy.
+    Ids are read from memory a step ahead of their use, so that no step waits for them.
+
+    Args:
+      steps: of the tile, counted in parts.
+      ring: steps of this block of threads before.
+      copies: (source, target, full, free, what) with `what` being "gates" or "blocks"; barriers count one arrival for
+        each copy, and `free` is None where another copy has waited for it.
     """
-    slot = lax.rem(ring_step, jnp.int32(stages))
-    ids = [lists[x, tile, lax.div(step, jnp.int32(shape.parts)) * shape.together + j] for j in range(shape.together)]
-    part = lax.rem(step, jnp.int32(shape.parts)) * shape.keys
-    size = min(shape.keys, shape.block)
-    for source, target, full, free, what in copies:
-        if free is not None:
-            @pl.when(ring_step >= stages)
-            def _(free=free):
-                plgpu.barrier_wait(free.at[slot])
-        if what == "gates":
-            count = shape.together * shape.tokens
-            first = lax.div(step, jnp.int32(shape.parts)) * count
-            plgpu.copy_gmem_to_smem(
-                source.at[x, tile, pl.ds(first, count)], target.at[slot, pl.ds(0, count)], full.at[slot])
-            continue
-        for j, block in enumerate(ids):
-            plgpu.copy_gmem_to_smem(source.at[x, pl.ds(block * shape.block + part, size)],
-                                    target.at[slot, pl.ds(j * size, size)], full.at[slot])
+    size, together = min(shape.keys, shape.block), shape.together
+    step_of = lambda s: lax.div(s, jnp.int32(shape.parts))
+    ids_of = lambda s: tuple(lists[x, tile, step_of(s) * together + j] for j in range(together))
+
+    def fetch(s, ids):
+        following, slot = ids_of(jnp.minimum(s + 1, steps - 1)), (ring + s) & (stages - 1)
+        part = lax.rem(s, jnp.int32(shape.parts)) * shape.keys
+        for source, target, full, free, what in copies:
+            if free is not None:
+                @pl.when(ring + s >= stages)
+                def _(free=free):
+                    plgpu.barrier_wait(free.at[slot])
+            if what == "gates":
+                count = together * shape.tokens
+                plgpu.copy_gmem_to_smem(source.at[x, tile, pl.ds(step_of(s) * count, count)],
+                                        target.at[slot, pl.ds(0, count)], full.at[slot])
+                continue
+            for j, block in enumerate(ids):
+                plgpu.copy_gmem_to_smem(source.at[x, pl.ds(block * shape.block + part, size)],
+                                        target.at[slot, pl.ds(j * size, size)], full.at[slot])
+        return following
+
+    lax.fori_loop(jnp.int32(0), steps, fetch, ids_of(jnp.int32(0)))
+
+
+def pass_over(first, last, slot_of, full, free):
+    """Steps `first` to `last`, the last not included, are filled and freed without a look."""
+    def step(s, carry):
+        slot = slot_of(s)
+        plgpu.barrier_wait(full.at[slot])
+        plgpu.barrier_arrive(free.at[slot])
+        return carry
+
+    lax.fori_loop(first, last, step, None)
 
 
 def drain(stages: int, steps, *barriers):
