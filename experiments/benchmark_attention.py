@@ -4,8 +4,12 @@ One layer's attention on random inputs, forward and forward + backward, every me
 choose also the choosing alone, summaries included. Writes `results.jsonl`, `report.json` with the machine and the
 fitted slopes, and log-log plots. With `--fanouts` the arms with a router choose through a tree. Selective attention is
 checked at the shortest length against the float32 reference before anything is timed. A length that an arm cannot
-finish within `--max_seconds` (judged from the one before) is left out and said so. Random inputs are the worst case
-for locality.
+finish within `--max_seconds` (judged from the one before) is left out and said so.
+
+Neighbouring queries of `--inputs=random` have nothing in common. With `walk` 16 of them share most of their router's
+query, somewhat as a text's do. `uniform` is for `--parts`, which times the parts of the GPU's implementation one by
+one: attention gets blocks drawn at random, of which neighbours share none on purpose. `--implementation` times another
+than the default, `gpu` or `xla`.
 
 On a TPU `dense` is JAX's splash attention, and selective attention runs its kernels there if the shapes are theirs:
 `--head_dim=128 --dtype=bfloat16`. Without a TPU `--estimate_for=v5e` compiles both for one and prints what they need
@@ -35,6 +39,7 @@ from experiments.benchmark import (
     start,
 )
 from experiments.dense_kernels import LANES, dense_kernel
+from experiments.gpu_parts import PARTS, gpu_parts
 from experiments.timing import compiled_cost
 from experiments.tpu_estimates import Program, estimate
 from experiments.tpu_programs import why_not
@@ -53,6 +58,8 @@ from subq_jax.attention.learned_router import Index, choose_tokens
 from subq_jax.attention.mechanisms import MECHANISMS, ROUTED, SELECTING
 from subq_jax.attention.oracle_topk import oracle_selection
 from subq_jax.attention.random_blocks import random_selection
+from subq_jax.kernels.gpu.limits import CAPABILITY
+from subq_jax.kernels.gpu.selective import choose_flat
 from subq_jax.kernels.tpu.choose import ChoiceSizes, best_blocks
 from subq_jax.kernels.tpu.roofline import CHIPS, dense_work, kernel_work
 from subq_jax.kernels.xla.selective import choose
@@ -62,10 +69,14 @@ from subq_jax.selection.tree import build_tree
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Folder for the results.")
 _LENGTHS = flags.DEFINE_list("lengths", ["4096", "8192", "16384", "32768", "65536"], "Context lengths, in tokens.")
 _MECHANISMS = flags.DEFINE_list("mechanisms", list(MECHANISMS), f"Some of {MECHANISMS}.")
+_IMPLEMENTATION = flags.DEFINE_enum("implementation", None, ["xla", "gpu", "tpu"], "Of selective attention.")
+_PARTS = flags.DEFINE_bool("parts", False, "Also the parts of the GPU's implementation, one by one.")
+_INPUTS = flags.DEFINE_enum("inputs", "random", ["random", "walk", "uniform"], "What the router's queries share.")
 _ESTIMATE_FOR = flags.DEFINE_enum("estimate_for", None, list(CHIPS), "Compile for this TPU and estimate, run nothing.")
 
 WITH_KERNELS = ("dense", "selective")
 OVERLAPS = (1.0, 3.0, 8.0)  # all neighbours agree, as trained routers showed, none of a tile's 8 tokens agrees
+SHARING = 16  # neighbours who share most of their router's query in a walk
 STAGES = ("choosing", "forward", "forward_backward")
 METRICS = {"seconds": "seconds", "temp_bytes": "temporaries (bytes)"}
 
@@ -88,6 +99,9 @@ def make_inputs(length: int) -> tuple[jax.Array, ...]:
     keys = jax.random.split(jax.random.key(length), 5)
     values = [jax.random.normal(key, shape, jnp.dtype(DTYPE.value))
               for key, shape in zip(keys, input_shapes(length), strict=True)]
+    if _INPUTS.value == "walk":
+        shared = jax.random.normal(jax.random.key(0), (1, -(-length // SHARING), *values[3].shape[2:]))
+        values[3] += 2 * jnp.repeat(shared, SHARING, axis=1)[:, :length].astype(values[3].dtype)
     return *values[:3], *map(jax.nn.softplus, values[3:])
 
 
@@ -118,7 +132,7 @@ def arm_function(name: str):
 
 def implementation() -> str | None:
     """The implementation of selective attention that is timed; None for the default."""
-    return "tpu" if platform() == "tpu" else None
+    return _IMPLEMENTATION.value or ("tpu" if platform() == "tpu" else None)
 
 
 def choosing_function(name: str):
@@ -139,6 +153,8 @@ def choosing_function(name: str):
         tree = build_tree(router_k, config)
         if implementation() == "tpu" and name in ROUTED and not config.fanouts:
             return best_blocks(router_q, tree.levels[0], place, config, ChoiceSizes())
+        if implementation() == "gpu" and name in ROUTED and not config.fanouts:
+            return choose_flat(router_q, tree.levels[0], place, config)
         return choose(router_q, tree, place, config)
 
     return choose_for
@@ -173,6 +189,18 @@ def selective_error(values) -> float:
 def stage_cost(name: str, stage: str, length: int) -> dict[str, float | None]:
     """What one call costs at a length."""
     return compiled_cost(stage_function(name, stage), *make_inputs(length), repeats=REPEATS.value)
+
+
+@functools.lru_cache(maxsize=1)
+def parts(length: int):
+    """The parts of the GPU's implementation at a length."""
+    return gpu_parts(make_inputs(length), arm("selective").selection_config(), uniform=_INPUTS.value == "uniform")
+
+
+def part_cost(name: str, length: int) -> dict[str, float | None]:
+    """What a part costs at a length, with the facts that belong to it."""
+    part = parts(length)[name]
+    return compiled_cost(part.function, *part.arguments, repeats=REPEATS.value) | part.facts
 
 
 def stage_function(name: str, stage: str):
@@ -224,6 +252,10 @@ def check_flags() -> None:
         if HEAD_DIM.value % LANES:
             raise app.UsageError(f"--estimate_for needs --head_dim that is a multiple of {LANES}, as the kernels do "
                                  f"(--head_dim=128 --dtype=bfloat16), got {HEAD_DIM.value}")
+    if _INPUTS.value == "uniform" and not _PARTS.value:
+        raise app.UsageError("--inputs=uniform is what attention is given with --parts, got --noparts")
+    if _PARTS.value and (jax.default_backend() != "gpu" or jax.devices()[0].compute_capability != CAPABILITY):
+        raise app.UsageError(f"--parts needs a GPU of compute capability {CAPABILITY}, got {jax.devices()[0]}")
     for name in _MECHANISMS.value:
         arm_function(name)
 
@@ -244,7 +276,9 @@ def main(argv: list[str]) -> None:
         print(f"selective against the float32 reference: relative error {error:.1e}")
     cases = [Case(stage, name, None if name == "dense" else BUDGET.value, functools.partial(stage_cost, name, stage))
              for name in _MECHANISMS.value for stage in (STAGES if name in SELECTING else STAGES[1:])]
-    run(workdir, lengths, cases, METRICS, ["lengths"], **facts)
+    if _PARTS.value:
+        cases += [Case(part, "selective", BUDGET.value, functools.partial(part_cost, part)) for part in PARTS]
+    run(workdir, lengths, cases, METRICS, ["lengths", "implementation", "inputs"], **facts)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from problems import arrays, value_and_grads
 
-from subq_jax import SelectionConfig
+from subq_jax import SelectionConfig, selective_attention
 from subq_jax.kernels.gpu import selective, tensor_core
 
 
@@ -86,6 +86,22 @@ def middle_blocks():
     return arrays(4, 1, 24, 640, 1, 8, head_dim=128, router_dim=64), config, True, {}
 
 
+def parts():
+    """The parts that are timed one by one add up to the whole: attention's output is the reference's."""
+    from test_selective import close
+
+    from experiments import gpu_parts
+
+    config = SelectionConfig(block_size=32, num_blocks=2, local_blocks=2, sink_blocks=1)
+    values = arrays(6, 1, 160, 160, 1, 16, head_dim=64, router_dim=64)
+    with simulated_gpu(), mock.patch.object(gpu_parts, "MULTIPROCESSORS", 2):
+        made = gpu_parts.gpu_parts(values, config, uniform=False)
+        out, _ = jax.block_until_ready(jax.jit(made["attention"].function)(*made["attention"].arguments))
+    assert tuple(made) == gpu_parts.PARTS and made["attention"].facts["union"] > 1
+    close(out.reshape(values[0].shape), selective_attention(*values, config, implementation="reference"), "out")
+    print("equal")
+
+
 def main(name: str):
     """Compares outputs, selection and gradients of a problem with the reference."""
     from test_selective import assert_equally_good, close
@@ -103,4 +119,4 @@ def main(name: str):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parts() if sys.argv[1] == "parts" else main(sys.argv[1])

@@ -8,9 +8,9 @@ also multiplies the next step's queries and keys, whose exponentials run beside 
     softmax          [max, exp]                 [max, exp]
     values    [W V of s - 1      ]       [W V of s         ]
 
-Queries are loaded one tile ahead and outputs leave through the buffer that held them. Each warpgroup takes the steps that its own rows list and passes over the others. Within a
-warpgroup the schedule is that of FlashAttention-3 (arXiv:2407.08608); between warpgroups nothing is ordered but that a
-slot is filled again when both have freed it.
+Queries are loaded one tile ahead and outputs leave through the buffer that held them. Each warpgroup takes the steps
+that its own rows list and passes over the others. Within a warpgroup the schedule is that of FlashAttention-3
+(arXiv:2407.08608); between warpgroups nothing is ordered but that a slot is filled again when both have freed it.
 """
 
 import functools

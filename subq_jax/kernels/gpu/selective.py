@@ -58,7 +58,7 @@ def gpu_selective_attention(
         return xla_selective_attention(inputs, config, gate=gate)
     if selection is None and not config.fanouts:
         router_q_fixed, summaries = jax.lax.stop_gradient((router_q, tree.levels[0]))
-        chosen, scores = _choose(router_q_fixed, summaries, place, config)
+        chosen, scores = choose_flat(router_q_fixed, summaries, place, config)
     else:
         chosen, scores = (fold(x) for x in choose(router_q, tree, place, config, selection))
         order = jnp.argsort(-chosen, axis=-1)  # descending, then -1
@@ -75,7 +75,7 @@ def _ascending(chosen):
     return jnp.where(chosen == none, -1, chosen)
 
 
-def _choose(router_q, summaries, place: QueryPlace, config: SelectionConfig):
+def choose_flat(router_q, summaries, place: QueryPlace, config: SelectionConfig):
     """The flat choice, int32 [X, T, M] descending and then -1, and its scores float32 [X, T, M]."""
     queries, kv_heads = router_q.shape[1:3]
     low, high = (repeat_heads(x[..., 0], kv_heads) for x in candidate_range(place, config))
@@ -86,7 +86,7 @@ def _choose(router_q, summaries, place: QueryPlace, config: SelectionConfig):
     return tuple(x[:, :queries, : config.num_blocks] for x in (ids, scores))
 
 
-class _Tiles(NamedTuple):
+class Tiles(NamedTuple):
     """The arguments that the kernels of attention share."""
 
     q: jax.Array  # rows [X, P * G, H] of whole tiles
@@ -98,7 +98,7 @@ class _Tiles(NamedTuple):
     tokens: int  # of a tile
 
 
-def _lay_out(config: SelectionConfig, q, k, v, chosen, scores, place: QueryPlace, present) -> _Tiles:
+def lay_out(config: SelectionConfig, q, k, v, chosen, scores, place: QueryPlace, present) -> Tiles:
     kv_heads, size = k.shape[2], config.block_size
     tokens = tokens_of_tile(q.shape[2] // kv_heads)
     chosen, scores = (whole_rows(x, tokens, fill) for x, fill in ((chosen, -1), (scores, 0)))
@@ -106,10 +106,10 @@ def _lay_out(config: SelectionConfig, q, k, v, chosen, scores, place: QueryPlace
     k, v = (whole_rows(fold_keys(clear_absent_keys(x, present)), size) for x in (k, v))
     of_tiles = tile_lists(of_tokens, tokens, size, k.shape[1] // size, MULTIPROCESSORS)
     offset = repeat_heads(place.position[:, 0], kv_heads)
-    return _Tiles(_rows(q, kv_heads, tokens), k, v, of_tokens, of_tiles, offset, tokens)
+    return Tiles(tile_rows(q, kv_heads, tokens), k, v, of_tokens, of_tiles, offset, tokens)
 
 
-def _rows(q, kv_heads: int, tokens: int):
+def tile_rows(q, kv_heads: int, tokens: int):
     """Queries as rows of whole tiles, groups filled up: [X, P * G, H]."""
     q = whole_rows(fold_queries(q, kv_heads), tokens)
     q = jnp.pad(q, ((0, 0), (0, 0), (0, TILE // tokens - q.shape[2]), (0, 0)))
@@ -117,7 +117,7 @@ def _rows(q, kv_heads: int, tokens: int):
 
 
 def _from_rows(rows, like, kv_heads: int, tokens: int):
-    """The inverse of `_rows`: [B, T, N, H]."""
+    """The inverse of `tile_rows`: [B, T, N, H]."""
     rows = rows.reshape(rows.shape[0], -1, TILE // tokens, rows.shape[2])
     return unfold_queries(rows[:, : like.shape[1], : like.shape[2] // kv_heads], like.shape[0])
 
@@ -128,7 +128,7 @@ def _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place, p
 
 
 def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
-    tiles = _lay_out(config, q, k, v, chosen, scores, place, present)
+    tiles = lay_out(config, q, k, v, chosen, scores, place, present)
     out, lse = attend(
         tiles.q, tiles.k, tiles.v, tiles.of_tiles, tiles.offset, tiles.tokens, config.block_size, MULTIPROCESSORS)
     out = _from_rows(out, q, k.shape[2], tiles.tokens)
@@ -138,8 +138,8 @@ def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, 
 def _attend_backward(config, gate, residuals, d_out):
     q, k, v, router_q, summaries, chosen, scores, place, present, out, lse = residuals
     (batch, length, kv_heads), queries, size = k.shape[:3], q.shape[1], config.block_size
-    tiles = _lay_out(config, q, k, v, chosen, scores, place, present)
-    d_rows, out = (_rows(x, kv_heads, tiles.tokens) for x in (d_out, out))
+    tiles = lay_out(config, q, k, v, chosen, scores, place, present)
+    d_rows, out = (tile_rows(x, kv_heads, tiles.tokens) for x in (d_out, out))
     delta = row_delta(d_rows, out)
     shared = tiles.offset, tiles.tokens, size, MULTIPROCESSORS
     dq, d_gates = backward_queries(tiles.q, d_rows, lse, delta, tiles.k, tiles.v, tiles.of_tiles, *shared)
