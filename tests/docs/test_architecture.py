@@ -9,7 +9,7 @@ from documents import ROOT
 
 # What loads with jax and flax alone.
 BARE = {"axes", "checks", "selection", "kernels", "attention", "parallel", "model", "inference"}
-BARE_LIBRARIES = {"jax", "flax", "numpy", "jaxtyping"}
+BARE_LIBRARIES = {"jax", "jaxlib", "flax", "numpy", "jaxtyping"}
 
 
 def allowed() -> dict[str, set[str]]:
