@@ -148,7 +148,7 @@ def score(answer: str, question: Question) -> float:
 
 def wrong_instance_score(answer: str, question: Question) -> float:
     """The best score of `answer` against the other answers to the same request: above `score`, it is one of them."""
-    return max(_ratio(answer, question, text) for text in question.wrong)
+    return max((_ratio(answer, question, text) for text in question.wrong), default=0.0)
 
 
 def chance_score(haystack: Haystack, question: Question, rng: random.Random) -> float:

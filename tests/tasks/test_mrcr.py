@@ -1,5 +1,6 @@
 """MRCR-style tasks: a parser of the conversation answers them all, and the score is MRCR's."""
 
+import dataclasses
 import random
 import re
 
@@ -68,6 +69,7 @@ def test_a_wrong_instance_scores_higher_against_the_wrong_ones():
     answer = "abcdefghijthe dog ran"
     assert wrong_instance_score(answer, QUESTION) == 1 > score(answer, QUESTION)
     assert wrong_instance_score("the dog ran", QUESTION) == 0
+    assert wrong_instance_score(answer, dataclasses.replace(QUESTION, wrong=())) == 0
 
 
 def test_the_score_of_wrong_instances_is_measured_beside_the_score():
