@@ -13,42 +13,34 @@ from pathlib import Path
 from absl import app, flags
 from rich.progress import track
 
+from experiments import task_flags
 from experiments.program import run
 from subq_jax.data.hugging_face import HuggingFaceTokenizer
 from subq_jax.data.tokenizers import ByteTokenizer
 from subq_jax.files import write_rows
-from subq_jax.tasks import Request, Task, find_task
-from subq_jax.tasks.code import source_documents
+from subq_jax.tasks import Request, Task
 from subq_jax.tasks.haystack import TextTokenizer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the prompts.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "A tokenizer.json or a folder with one; 'bytes' for bytes.")
-_TASKS = flags.DEFINE_list("tasks", ["niah_single_1", "vt", "fwe"], "Names of `subq_jax.tasks.TASKS`.")
-_LENGTHS = flags.DEFINE_list("lengths", ["4096", "8192"], "Tokens of a prompt with its answer.")
-_HAYSTACKS = flags.DEFINE_integer("haystacks", 10, "Haystacks of each task and length.", lower_bound=1)
-_QUESTIONS = flags.DEFINE_integer("questions", 1, "Questions about a haystack, where it has as many.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Chooses the haystacks.", lower_bound=0)
-_CORPUS = flags.DEFINE_string("corpus", "", "Folder of text for haystacks; empty for none.")
-_SUFFIX = flags.DEFINE_string("corpus_suffix", "", "Of the corpus only files whose names end so.")
 
 
 def rows(task: Task, length: int, tokenizer: TextTokenizer, corpus: tuple[str, ...]) -> Iterator[dict]:
     """The rows of a task at a length, haystack by haystack."""
-    for index in track(range(_HAYSTACKS.value), f"{task.name} {length}"):
-        yield from task.build(Request(length, tokenizer, _SEED.value, index, _QUESTIONS.value, corpus)).rows()
+    for index in track(range(task_flags.HAYSTACKS.value), f"{task.name} {length}"):
+        request = Request(length, tokenizer, task_flags.SEED.value, index, task_flags.QUESTIONS.value, corpus)
+        yield from task.build(request).rows()
 
 
 def main(argv: list[str]) -> None:
     """Writes a file for each task and length."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    if any(not x.isdigit() for x in _LENGTHS.value):
-        raise app.UsageError(f"--lengths must be integers, got {_LENGTHS.value}")
     try:
-        tasks = [find_task(name) for name in _TASKS.value]
+        tasks, lengths = task_flags.asked_tasks(), task_flags.integers(task_flags.LENGTHS)
         tokenizer = ByteTokenizer() if _TOKENIZER.value == "bytes" else HuggingFaceTokenizer(_TOKENIZER.value)
-        corpus = source_documents(_CORPUS.value, _SUFFIX.value) if _CORPUS.value else ()
-        for length in map(int, _LENGTHS.value):
+        corpus = task_flags.corpus()
+        for length in lengths:
             for task in tasks:
                 path = Path(_WORKDIR.value) / str(length) / task.name / "validation.jsonl"
                 write_rows(path, rows(task, length, tokenizer, corpus))

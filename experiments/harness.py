@@ -26,9 +26,8 @@ class TrainedRun(HarnessModel):
     """A run as the harness makes it from its model arguments; `device` is what it sends to PyTorch models, unused here.
 
     Raises:
-      FileNotFoundError: when `workdir` holds no run.
-      ValueError: when `workdir` is no run on text, `tokenizer` holds another tokenizer than the run's, or for a batch
-        size above 1.
+      ValueError: when `workdir` holds no finished run on text, `tokenizer` holds another tokenizer than the run's, or
+        for a batch size above 1.
     """
 
     def __init__(self, workdir: str, max_length: int | None = None, tokenizer: str = "", batch_size: int | str = 1,

@@ -6,10 +6,7 @@ workdir. Started again with the same command it skips finished cells, resumes th
 ones anew. A cell that fails is reported and the rest goes on; the exit status then is 1.
 """
 
-import importlib.metadata
 import json
-import os
-import platform
 import queue
 import re
 import threading
@@ -17,7 +14,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
@@ -32,6 +28,7 @@ from subq_jax.files import write_rows, write_text
 from subq_jax.reporting.html import write_plots, write_report
 from subq_jax.reporting.results import Row, at_best_rate
 from subq_jax.reporting.verdict import verdict
+from subq_jax.reporting.versions import versions
 from subq_jax.training.workdir import claim_workdir, only_process_in
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file with a `sweep` section.")
@@ -119,22 +116,6 @@ def _one_line(cell: Cell, rows: list[Row]) -> str:
     return f"{cell.name}: {metric.replace('_', ' ')} at {values}"
 
 
-def _versions() -> dict[str, str]:
-    names = ("jax", "jaxlib", "flax", "optax", "numpy")
-    device = jax.devices()[0]
-    return {"python": platform.python_version(), "subq_jax": _own_version()} | {
-        name: importlib.metadata.version(name) for name in names} | {
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
-        "device": f"{device.platform} ({device.device_kind})"}
-
-
-def _own_version() -> str:
-    try:
-        return importlib.metadata.version("subq_jax")
-    except importlib.metadata.PackageNotFoundError:
-        return "run from a folder, not installed"
-
-
 def _notes(parallel: int) -> list[str]:
     where = ("one cell at a time in one process" if parallel == 1 else
              f"{parallel} cells at a time, each in a process of its own with its share of the CPU cores")
@@ -182,7 +163,7 @@ def _run_chosen(config, chosen, every, workdir, parallel, gpus, console) -> list
     rows = collect(workdir)
     write_rows(workdir / "results.jsonl", rows)
     write_report(workdir / "report.html", rows, title="Selective attention against its rivals",
-                 expected=[cell.place() for cell in every], config=config.to_dict(), versions=_versions(),
+                 expected=[cell.place() for cell in every], config=config.to_dict(), versions=versions(),
                  notes=_notes(parallel))
     write_plots(workdir / "plots", rows)
     for sentence in verdict(at_best_rate(rows)):

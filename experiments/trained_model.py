@@ -1,20 +1,22 @@
 """Trained runs as models that answer questions, for the programs that ask them."""
 
+import hashlib
 from pathlib import Path
 
 from subq_jax.data import DataConfig, data_info, open_tokenizer
 from subq_jax.evaluation.answering import AnsweringModel
 from subq_jax.inference.reader import Reader
 from subq_jax.training import train
-from subq_jax.training.workdir import stored_config
+from subq_jax.training.workdir import finished_config
 
 
 class TrainedModel:
-    """A trained run as it answers: its arm, the tasks it was trained on, its tokenizer and `text`, equal where
-    tokenizers are."""
+    """A trained run as it answers: its arm, `run`, which differs where configs do, the tasks it was trained on, its
+    tokenizer and `text`, equal where tokenizers are; ValueError where the folder has no finished run on text."""
 
     def __init__(self, workdir: Path):
-        config = stored_config(workdir)
+        config = finished_config(workdir)
+        self.run = hashlib.sha256((workdir / "config.json").read_bytes()).hexdigest()[:16]
         self.arm = {"mechanism": config.model.mechanism, "seed": config.seed,
                     "budget": None if config.model.mechanism == "dense" else config.model.budget}
         data = DataConfig.from_mapping(config.data)

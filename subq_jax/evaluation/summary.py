@@ -139,19 +139,19 @@ def effective_lengths(table: Sequence[Row], *, threshold: float = RULER_THRESHOL
     Returns:
       rows `dict(mechanism, budget, control, effective_length, longest, threshold)`; the length is null below the
       threshold everywhere. `longest` is the longest one measured: an effective length equal to it may be longer in
-      truth.
+      truth. There are none where tasks were asked at lengths of their own, so that no length has a mean over all.
 
     Raises:
       ValueError: for an empty table or a threshold outside [0, 1].
     """
+    if not table:
+        raise ValueError("table must hold at least one row")
     tasks = {row["task"] for row in table}
-    shown = None if len(tasks) > 1 else next(iter(tasks), None)
+    shown = None if len(tasks) > 1 else next(iter(tasks))
     means = defaultdict(dict)
     for row in table:
         if row["task"] == shown:
             means[_arm(row)][row["length"]] = row["mean"]
-    if not means:
-        raise ValueError("table must hold a mean over all tasks at one length or more")
     return [arm._asdict() | {"effective_length": effective_length(here, threshold=threshold), "longest": max(here),
                                "threshold": threshold} for arm, here in means.items()]
 

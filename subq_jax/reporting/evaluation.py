@@ -43,7 +43,7 @@ def render_evaluation(scores: Sequence[Row], *, title: str, lengths: Sequence[Ro
       compared: of `comparisons`.
       depths: of `depth_table`.
       config: what was run, JSON-able.
-      versions: program and library versions, name to version.
+      versions: of `reporting.versions`.
       notes: sentences on how it was measured.
 
     Raises:

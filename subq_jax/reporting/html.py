@@ -56,7 +56,7 @@ def render_report(rows: list[Row], *, title: str, expected: Sequence[Row] = (), 
       title: heading of the page.
       expected: the cells that were asked for, each with `cell`; those without any row are listed as missing.
       config: what was run, JSON-able.
-      versions: program and library versions, name to version.
+      versions: of `reporting.versions`.
       notes: sentences on how measurements were taken.
     """
     shown = at_best_rate(rows)

@@ -24,12 +24,15 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def record(config: Mapping[str, Any] | None, versions: Mapping[str, str] | None, notes: Sequence[str]) -> list[str]:
-    """The end of a report: how it was measured, with what versions and configuration, each where it is given."""
+    """The end of a report: how it was measured, with what versions and configuration, each where it is given.
+
+    `versions` are of programs, or other facts of the run, by name: see `reporting.versions`.
+    """
     parts = []
     if notes:
         parts += ["<h2>How it was measured</h2>", bullets(notes)]
     if versions:
-        parts += ["<h2>Versions</h2>", table(["program", "version"], [list(item) for item in versions.items()])]
+        parts += ["<h2>Versions</h2>", table(["what", "version or value"], [list(item) for item in versions.items()])]
     if config is not None:
         parts += ["<h2>Configuration</h2>", element("pre", json.dumps(config, indent=2, default=str))]
     return parts

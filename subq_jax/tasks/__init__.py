@@ -4,7 +4,7 @@
 gives the same haystack. Each module holds one family and says where its tasks come from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from subq_jax.tasks import (
@@ -22,8 +22,8 @@ from subq_jax.tasks.code.bodies import passes_doctests, question_of
 from subq_jax.tasks.haystack import Haystack, Question, Request, Task
 
 __all__ = [
-    "CODE", "SYNTHETIC", "TASKS", "TEACHABLE", "WITH_CORPUS", "Haystack", "Question", "Request", "Task", "find_task",
-    "score_row"]
+    "CODE", "SYNTHETIC", "TASKS", "TEACHABLE", "WITH_CORPUS", "Haystack", "Question", "Request", "Task", "chances",
+    "find_task", "score_row"]
 
 # Modules with a tuple TASKS.
 FAMILIES = (ruler_niah, ruler_tracing, ruler_words, ruler_qa, mrcr, legal, licences, records, code)
@@ -43,6 +43,11 @@ def find_task(name: str) -> Task:
     if name not in TASKS:
         raise ValueError(f"task must be one of {sorted(TASKS)}, got {name!r}")
     return TASKS[name]
+
+
+def chances(names: Collection[str]) -> dict[str, float]:
+    """The scores of guessing of the tasks with one of the names, by name; without those that state none."""
+    return {name: task.chance for name, task in TASKS.items() if name in names and task.chance is not None}
 
 
 def score_row(row: Mapping[str, Any], answer: str) -> float:

@@ -158,6 +158,8 @@ class Task:
       answer_tokens: how many tokens an answer may take, RULER's `tokens_to_generate`.
       source: who defined the task, and how this one differs.
       further_scores: what else an answer is measured by, such as its likeness to wrong instances, 0 to 1 each; by name.
+      chance: the score of guessing, by lot among answers of the form asked for or as `source` says; None where it was
+        not counted, or is no single number.
     """
 
     name: str
@@ -166,6 +168,7 @@ class Task:
     answer_tokens: int
     source: str
     further_scores: Mapping[str, Score] = dataclasses.field(default_factory=dict)
+    chance: float | None = None
 
 
 class Encoder:
@@ -225,6 +228,12 @@ def assemble(request: Request, task: str, pieces: Iterable[str], ask: Callable[[
         if used > request.length:
             raise ValueError(f"{task} needs {used} tokens where length={request.length}")
     return haystack
+
+
+def corpus_too_small(request: Request, task: str, missing: int, more: str = "") -> ValueError:
+    """The error of a task whose corpus lacks so many tokens; `more` ends the sentence."""
+    return ValueError(f"{task} needs {missing} more tokens of corpus for length={request.length}{more}: give a larger "
+                      f"folder of text as --corpus; this one has {len(request.corpus)} documents")
 
 
 def room_for_context(request: Request, task: str, encoder: Encoder, answer_tokens: int, *fixed: str) -> int:

@@ -300,14 +300,17 @@ def score(answer: str, question: Question) -> float:
 ANSWER = "|".join([*sorted(STATES, key=len, reverse=True), NUMBER])  # "West Virginia" is no "Virginia"
 SOURCE = ("Ours; contracts are generated, in the manner of real ones. Score: the first number, amount or state of the "
           "answer. Chance: {}.")
-KINDS = {  # name: the facts asked about, how, and the chance
+KINDS = {  # name: the facts asked about, how, the chance in words, and as a number where it is one
     "legal_clause": (tuple(CLAUSES), _clause, "1 in the number of the contract's sections, at least 14; of those "
-                                              "headed Termination, 1 in four times its services, at least 8"),
+                                              "headed Termination, 1 in four times its services, at least 8",
+                     None),
     "legal_term": (tuple(CLAUSES), _term, "1/90 for a period, 1/900 for a fee, 1/50 for a law; of what the contract's "
-                                          "other clauses say on the same, 1 in its services, at least 2"),
-    "legal_definition": (("alias",), _definition, "1/900; of what the contract defines, 1 in its services, at least 2"),
+                                          "other clauses say on the same, 1 in its services, at least 2",
+                   (2 / 90 + 1 / 900 + 1 / 50) / len(CLAUSES)),
+    "legal_definition": (("alias",), _definition, "1/900; of what the contract defines, 1 in its services, at least 2",
+                         1 / 900),
     "legal_exception": (("exception",), _exception, "1/90; of the exceptions with the same condition, 1 in 2 to 9; who "
-                                                    "overlooks exceptions scores 0"),
+                                                    "overlooks exceptions scores 0", 1 / 90),
 }
 TASKS = tuple(Task(name, functools.partial(_build, name=name, kinds=kinds, ask=ask), score, ANSWER_TOKENS,
-                   SOURCE.format(chance)) for name, (kinds, ask, chance) in KINDS.items())
+                   SOURCE.format(words), chance=chance) for name, (kinds, ask, words, chance) in KINDS.items())

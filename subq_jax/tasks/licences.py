@@ -11,7 +11,16 @@ import dataclasses
 import random
 import re
 
-from subq_jax.tasks.haystack import Encoder, Haystack, Question, Request, Task, assemble, room_for_context
+from subq_jax.tasks.haystack import (
+    Encoder,
+    Haystack,
+    Question,
+    Request,
+    Task,
+    assemble,
+    corpus_too_small,
+    room_for_context,
+)
 from subq_jax.tasks.sentences import python_rng
 
 NAME = "legal_licence"
@@ -102,8 +111,8 @@ def _build(request: Request) -> Haystack:
     room = room_for_context(request, NAME, encoder, ANSWER_TOKENS, longest_question, longest_opening)
     pieces, quotes, missing = _pieces(documents, room, encoder)
     if missing:
-        raise ValueError(f"{NAME} needs a corpus with {missing} tokens more for length={request.length}, of one "
-                         f"licence at most {room // LICENCES}; got {len(titled)} licences")
+        more = f", of one licence at most {room // LICENCES}, got {len(titled)} licences"
+        raise corpus_too_small(request, NAME, missing, more)
     reserved = encoder.count(longest_question, longest_opening)
     quotes = [quote for quote in quotes if encoder.count(quote.text(), quote.opening) <= reserved]
     if not quotes:

@@ -245,13 +245,14 @@ def _latent_list(request: Request) -> Haystack:
 
 TASKS = (
     Task("phonebook", PHONEBOOK.build, first_values, ANSWER_TOKENS,
-         "Jelassi et al. (2024), arXiv:2402.01032. Differs: generated names, no solved examples. Chance: 0."),
+         "Jelassi et al. (2024), arXiv:2402.01032. Differs: generated names, no solved examples.", chance=0.0),
     Task("mqar", MQAR.build, first_values, ANSWER_TOKENS,
          "Arora et al. (2023), Zoology, arXiv:2312.04927, as text: four keys a question, at any distance from their "
          "values, where the original draws the distance from a power law. Score: the share of the values given in "
-         "their places. Chance: 1/9000."),
-    Task("counting", _count, first_values, ANSWER_TOKENS, "Ours. Chance: 1/16."),
+         "their places. Chance, any number of four digits for each: 1/9000.", chance=1 / 9000),
+    Task("counting", _count, first_values, ANSWER_TOKENS, "Ours. Chance: 1/16.", chance=1 / MOST_TIMES),
     Task("latent_list", _latent_list, first_values, ANSWER_TOKENS,
          "Vodrahalli et al. (2024), Michelangelo, arXiv:2409.12640. Differs: several lists at once, only append, "
-         "remove and pop, one element asked. Chance, an element of the final list: 1 in its length, 4 to 9."),
+         "remove and pop, one element asked. Chance, an element of the final list: 1 in its length, 4 to 9.",
+         chance=0.18),
 )

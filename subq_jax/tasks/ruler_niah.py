@@ -13,7 +13,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from subq_jax.tasks.haystack import Encoder, Haystack, Question, Request, Task, assemble, room_for_context
+from subq_jax.tasks.haystack import (
+    Encoder,
+    Haystack,
+    Question,
+    Request,
+    Task,
+    assemble,
+    corpus_too_small,
+    room_for_context,
+)
 from subq_jax.tasks.scores import share_of_references
 from subq_jax.tasks.words import ADJECTIVES, NOUNS
 
@@ -198,7 +207,7 @@ def natural_text(request: Request, name: str, rng: np.random.Generator, encoder:
                     raise ValueError(f"{name} needs room for {at_least} sentences, length={request.length} has it for "
                                      f"{len(pieces)}")
                 return pieces
-    raise ValueError(f"{name} needs {room} more tokens of corpus for length={request.length}")
+    raise corpus_too_small(request, name, room)
 
 
 def _sentences(document: str) -> Iterator[list[str]]:

@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator
 
-from subq_jax.tasks.haystack import Encoder, Haystack, Question, Request, Task, assemble
+from subq_jax.tasks.haystack import Encoder, Haystack, Question, Request, Task, assemble, corpus_too_small
 from subq_jax.tasks.scores import any_reference
 
 HEADER = ("Answer the question based on the given documents. Only give me the answer and do not output any other words."
@@ -68,7 +68,8 @@ def build(name: str, request: Request) -> Haystack:
     rng, encoder = request.rng(name), Encoder(request.tokenizer)
     definitions, facts, answers = _read(request.corpus, name)
     if not facts:
-        raise ValueError(f"{name} finds no fact in the Python code of a corpus of {len(request.corpus)} documents")
+        raise ValueError(f"{name} finds no fact in the Python code of a corpus of {len(request.corpus)} documents: "
+                         "give a folder of Python files as --corpus")
     asked, chosen, longest, room = [], [], 0, request.length - ANSWER_TOKENS - encoder.count(HEADER)
 
     def cost(documents, place):
@@ -104,7 +105,7 @@ def build(name: str, request: Request) -> Haystack:
         if misses == TRIES:
             break
     if not misses and room:
-        raise ValueError(f"{name} needs {room} more tokens of corpus for length={request.length}")
+        raise corpus_too_small(request, name, room)
     order = [chosen[i] for i in rng.permutation(len(chosen))]
     pieces = [HEADER]
     for i, document in enumerate(order, 1):

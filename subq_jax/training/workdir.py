@@ -48,6 +48,22 @@ def stored_config(workdir: Path) -> ConfigDict:
     return ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"])
 
 
+def finished_config(workdir: Path) -> ConfigDict:
+    """The config of the run in `workdir` whose training is done; raises ValueError, saying what is missing, else."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ValueError(f"workdir {workdir} must hold a finished run, got no file config.json there")
+    try:
+        config = ConfigDict(_read_config(path)["config"])
+        last = config.training.steps
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} must be the config of a run, got one without {error}") from error
+    if not (workdir / "checkpoints" / str(last)).is_dir():
+        raise ValueError(f"workdir {workdir} must hold a finished run, got no checkpoint of its last step, {last}: "
+                         "start its training again with the same command")
+    return config
+
+
 @contextlib.contextmanager
 def only_process_in(workdir: Path) -> Iterator[None]:
     """Holds `workdir` for this process; the hold ends with the process, however it ends.
@@ -60,7 +76,7 @@ def only_process_in(workdir: Path) -> Iterator[None]:
             try:
                 stack.enter_context(exclusive(workdir, wait=False))
             except BlockingIOError:
-                raise ValueError(f"workdir {workdir} is in use: another process trains in it") from None
+                raise ValueError(f"workdir {workdir} is in use: another process works in it") from None
         yield
 
 

@@ -42,15 +42,18 @@ def all_text(path: Path) -> str:
     return "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
 
 
-def defined_flags(module: Path) -> set[str]:
+def defined_flags(program: Path) -> set[str]:
     """Names of the absl flags that a program defines, itself or through what it imports from `experiments`.
 
     Read from the source: two programs may use the same name.
     """
     names = set()
-    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("experiments."):
-            names |= defined_flags(ROOT / (node.module.replace(".", "/") + ".py"))
+    for node in ast.walk(ast.parse(program.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            imported = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for module in (name for name in imported if name.startswith("experiments.")):
+                path = ROOT / (module.replace(".", "/") + ".py")
+                names |= defined_flags(path) if path.exists() else set()
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("DEFINE_"):
             names.add(node.args[0].value)
     return names

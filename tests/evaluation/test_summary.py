@@ -232,7 +232,7 @@ def test_the_best_workaround_is_chosen_on_other_haystacks():
      "against must be one of [Arm(mechanism='dense', budget=None, control=None)]"),
     (lambda: comparisons(study(), against=DENSE, margin=2), "margin must be in [0, 1], got 2"),
     (lambda: depth_table([sample()], num_bins=0), "num_bins must be an integer >= 1, got 0"),
-    (lambda: effective_lengths([]), "table must hold a mean over all tasks at one length or more"),
+    (lambda: effective_lengths([]), "table must hold at least one row"),
 ])
 def test_wrong_input_is_refused(call, message):
     with pytest.raises(ValueError) as error:

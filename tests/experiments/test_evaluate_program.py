@@ -1,6 +1,8 @@
 """The evaluation program, on a run of ten steps that knows nothing."""
 
 import functools
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,12 +10,16 @@ from programs import program
 
 from subq_jax.data.tokenizers import ByteTokenizer
 from subq_jax.evaluation.answering import AnsweringModel, answer_questions
-from subq_jax.files import read_rows
+from subq_jax.files import read_rows, write_rows
 from subq_jax.inference.reader import Read, Said
 from subq_jax.model.config import DecoderConfig
 from subq_jax.tasks import Request, find_task
 
 evaluation = functools.partial(program, "evaluate", ("--tasks=phonebook", "--haystacks=2", "--questions=2"))
+
+
+def without_clock(rows):
+    return [row | {"seconds": 0} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +40,16 @@ def test_samples_scores_and_report_are_written_and_resumed(tmp_path, trained):
     (scores,) = read_rows(tmp_path / "scores.jsonl")
     assert {row["template"] for row in samples} == {"unseen"} and scores["seen_mean"] is None
     assert (scores["task"], scores["length"], scores["samples"], scores["haystacks"]) == ("phonebook", 512, 4, 2)
-    assert "Long-context evaluation" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Long-context evaluation" in page and "<td>guessing</td><td>0.000</td>" in page and "guessing" in done.stdout
+    assert all(f"<td>{name}</td>" in page for name in ("jax", "flax", "python", "device", "date", "command"))
+    assert "-m experiments.evaluate --workdir=" in page and "<h2>Configuration</h2>" in page
     rest = (tmp_path / "samples.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "samples.jsonl").write_text("".join(rest[:2]) + rest[2][:20])  # cut off in the second haystack
-    again = evaluation(tmp_path, f"--runs={trained}", "--lengths=512")
-    assert again.returncode == 0
-    without_clock = lambda rows: [{**row, "seconds": 0} for row in rows]
-    assert without_clock(read_rows(tmp_path / "samples.jsonl")) == without_clock(samples)
+    for left in (rest[:2] + [rest[2][:20]], rest[:3]):  # cut off in the second haystack
+        (tmp_path / "samples.jsonl").write_text("".join(left))
+        again = evaluation(tmp_path, f"--runs={trained}", "--lengths=512")
+        assert again.returncode == 0
+        assert without_clock(read_rows(tmp_path / "samples.jsonl")) == without_clock(samples)
 
 
 @pytest.mark.slow
@@ -64,7 +73,6 @@ def test_controls_are_asked_and_resumed_one_by_one(tmp_path, trained):
     (tmp_path / "samples.jsonl").write_text("".join(rest[:6] + rest[8:]))  # one control of one haystack is missing
     again = evaluation(tmp_path, *flags)
     assert again.returncode == 0, again.stderr
-    without_clock = lambda rows: [{**row, "seconds": 0} for row in rows]
     new = read_rows(tmp_path / "samples.jsonl")
     assert without_clock(new) == without_clock(samples[:6] + samples[8:] + samples[6:8])
 
@@ -76,11 +84,12 @@ def test_controls_are_asked_and_resumed_one_by_one(tmp_path, trained):
         (("--workarounds=vote", "--chunk_sizes=0"), "chunk_sizes must be an integer >= 1, got 0"),
         (("--chunk_sizes=large",), "--chunk_sizes must be integers, got ['large']"),
         (("--tasks=telepathy",), "task must be one of"),
-        (("--lengths=long",), "--lengths integers"),
+        (("--lengths=long",), "--lengths must be integers, got ['long']"),
         (("--lengths=512,0512",), "--lengths must be distinct, got [512, 512]"),
         (("--tasks=mqar,mqar",), "--tasks must be distinct, got ['mqar', 'mqar']"),
         (("--runs=a,a",), "--runs must be distinct, got ['a', 'a']"),
-        ((), "FileNotFoundError"),
+        (("--margin=0",), "--margin must be in (0, 1], got 0"),
+        (("--corpus=",), "--runs must be folders of finished runs of experiments.train on text, got /nonexistent: "),
     ],
 )
 def test_what_cannot_be_asked_is_said_in_one_line(tmp_path, flags, message):
@@ -91,11 +100,22 @@ def test_what_cannot_be_asked_is_said_in_one_line(tmp_path, flags, message):
 @pytest.mark.parametrize(("flag", "message"), [
     ("--questions=3", "--questions must be 2, as the samples in {} have it, got 3; choose another workdir"),
     ("--seed=1", "--seed must be 0,"), ("--corpus=docs", "--corpus must be '', as"),
-    ("--haystacks=3", "FileNotFoundError")])
+    ("--corpus_suffix=.md", "--corpus_suffix must be '', as"),
+    ("--haystacks=3", "--runs must be folders")])
 def test_samples_of_other_haystacks_are_not_mixed(tmp_path, flag, message):
     (tmp_path / "haystacks.json").write_text('{"seed": 0, "questions": 2, "corpus": "", "corpus_suffix": ""}')
     done = evaluation(tmp_path, "--runs=/nonexistent", flag)
     assert done.returncode != 0 and message.format(tmp_path) in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("stored", "message"), [
+    ('{"seed": 0', "haystacks.json is damaged:"),
+    ('{"seed": 0, "questions": 2, "corpus": "docs", "corpus_suffix": "", "corpus_sha256": "0"}',
+     "--corpus must hold the files that the samples in")])
+def test_haystacks_of_a_corpus_that_changed_are_not_mixed(tmp_path, stored, message):
+    (tmp_path / "haystacks.json").write_text(stored)
+    done = evaluation(tmp_path, "--runs=/nonexistent", "--corpus=docs")
+    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
@@ -104,6 +124,22 @@ def test_runs_that_samples_cannot_tell_apart_are_refused(tmp_path, trained):
     done = evaluation(tmp_path, f"--runs={trained},{tmp_path / 'copy'}", "--lengths=512")
     assert done.returncode != 0 and "--runs must differ in mechanism, budget or seed, got" in done.stderr
     assert not (tmp_path / "samples.jsonl").exists()
+    config = json.loads((trained / "config.json").read_text())
+    of_another = {"run": "0", "mechanism": "selective", "seed": config["config"]["seed"],
+                  "budget": config["config"]["model"]["budget"]}
+    write_rows(tmp_path / "samples.jsonl", [of_another])
+    done = evaluation(tmp_path, f"--runs={trained}", "--lengths=512")
+    assert done.returncode != 0 and f"with samples in {tmp_path}, got {trained}: " in done.stderr
+    assert read_rows(tmp_path / "samples.jsonl") == [of_another]
+
+
+@pytest.mark.slow
+def test_an_unfinished_run_is_refused_and_not_trained(tmp_path, trained):
+    shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "10")
+    done = evaluation(tmp_path / "out", f"--runs={tmp_path / 'run'}", "--lengths=512")
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert f"got {tmp_path / 'run'}: " in done.stderr and "no checkpoint of its last step, 10" in done.stderr
 
 
 @pytest.mark.slow

@@ -54,7 +54,9 @@ def test_rows_are_those_of_the_task(tmp_path, tokenizer):
     [
         (("--tokenizer=/nonexistent",), "tokenizer must be a tokenizer.json or a folder with one, got /nonexistent"),
         (("--tokenizer=bytes", "--tasks=telepathy"), "task must be one of"),
-        (("--tokenizer=bytes", "--lengths=long"), "--lengths must be integers"),
+        (("--tokenizer=bytes", "--lengths=long"), "--lengths must be integers, got ['long']"),
+        (("--tokenizer=bytes", "--lengths="), "--lengths must name at least one"),
+        (("--tokenizer=bytes", "--corpus=/nonexistent"), "--corpus must be a folder of text, got /nonexistent: "),
         (("--tokenizer=bytes", "--tasks=niah_single_1", "--lengths=90"), "niah_single_1 needs length"),
     ],
 )
@@ -70,5 +72,6 @@ def test_a_file_that_cannot_be_finished_is_not_there(tmp_path):
     (tmp_path / "corpus" / "story.txt").write_text("Nobody minded the rain. " * 60)
     done = generate(tmp_path / "out", "--tokenizer=bytes", "--tasks=niah_single_2", "--lengths=1500,3000",
                     f"--corpus={tmp_path / 'corpus'}")
-    assert done.returncode != 0 and "more tokens of corpus for length=3000" in done.stderr
+    assert done.returncode != 0
+    assert "more tokens of corpus for length=3000: give a larger folder of text as --corpus; this one" in done.stderr
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["validation.jsonl"]

@@ -97,6 +97,12 @@ def test_one_task_and_nothing_else():
     assert "1.000 [0.886..1.000]" in page  # Wilson's interval of 30 of 30
 
 
+def test_tasks_at_lengths_of_their_own_have_no_mean_and_no_effective_length():
+    rows = study(tasks=("niah",), lengths=(4096,)) + study(tasks=("vt",), lengths=(65536,))
+    page = report(rows)
+    assert "Mean over tasks" not in page and "effective length" not in page and "Task: vt" in page
+
+
 def test_a_single_haystack_is_shown_without_an_interval():
     rows = [row | {"haystack": 0, "index": row["haystack"]} for row in study()]
     page = report(rows)

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 from tiny_tasks import build, check_common, check_solved, decoded
 
@@ -90,15 +91,19 @@ def test_guessing_scores_the_chance_stated():
     days = [str(number) for number in range(10, 100)]
     fees = [f"${number // 10},{number % 10}00" for number in range(100, 1000)]
     score = find_task("legal_term").score
-    for question in build("legal_term", 12_000, num_questions=16).questions:
+    guessed = []
+    for question in (question for index in range(20)
+                     for question in build("legal_term", 12_000, index=index, num_questions=16).questions):
         kind = next(kind for kind in chances if kind in question.text)
         answers = {"fee": fees, "law": STATES}.get(kind, days)
         assert sum(score(answer, question) for answer in answers) / len(answers) == pytest.approx(chances[kind])
+        guessed.append(chances[kind])
+    assert np.mean(guessed) == pytest.approx(find_task("legal_term").chance, abs=0.001)
     assert "1/90 for a period, 1/900 for a fee, 1/50 for a law" in find_task("legal_term").source
     for name, answers in (("legal_definition", fees), ("legal_exception", days)):
         for question in build(name, 12_000, num_questions=4).questions:
             assert sum(score(answer, question) for answer in answers) == 1
-        assert f"1/{len(answers)}" in find_task(name).source
+        assert find_task(name).chance == 1 / len(answers) and f"1/{len(answers)}" in find_task(name).source
     haystack = build("legal_clause", 12_000, num_questions=8)
     for question in haystack.questions:
         for sections in contracts(haystack.context).values():

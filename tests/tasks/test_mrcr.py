@@ -1,5 +1,6 @@
 """MRCR-style tasks: a parser of the conversation answers them all, and the score is MRCR's."""
 
+import dataclasses
 import random
 import re
 
@@ -68,6 +69,7 @@ def test_a_wrong_instance_scores_higher_against_the_wrong_ones():
     answer = "abcdefghijthe dog ran"
     assert wrong_instance_score(answer, QUESTION) == 1 > score(answer, QUESTION)
     assert wrong_instance_score("the dog ran", QUESTION) == 0
+    assert wrong_instance_score(answer, dataclasses.replace(QUESTION, wrong=())) == 0
 
 
 def test_the_score_of_wrong_instances_is_measured_beside_the_score():
@@ -79,15 +81,16 @@ def test_the_score_of_wrong_instances_is_measured_beside_the_score():
     assert measure(question.outputs[0], question) < 0.95 < task.score(question.outputs[0], question)
 
 
-def test_chance_is_what_the_source_says():
+@pytest.mark.parametrize("name", ["mrcr_2", "mrcr_4", "mrcr_8"])
+def test_chance_is_what_the_task_says(name):
     rng, others, same = random.Random(0), [], []
     for index in range(40):
-        haystack = build("mrcr_4", 20_000, index=index, num_questions=4)
+        haystack = build(name, 20_000, index=index, num_questions=4)
         for question in haystack.questions:
             others.append(chance_score(haystack, question, rng))
             same.append(score(question.outputs[0][:10] + rng.choice(question.wrong), question))
-    chance, of_the_same = map(float, re.findall(r"0\.\d\d", find_task("mrcr_4").source))
-    assert np.mean(others) == pytest.approx(chance, abs=0.03)
+    *_, of_the_same = map(float, re.findall(r"0\.\d\d", find_task(name).source))
+    assert np.mean(others) == pytest.approx(find_task(name).chance, abs=0.03)
     assert np.mean(same) == pytest.approx(of_the_same, abs=0.04)
 
 

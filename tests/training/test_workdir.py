@@ -20,7 +20,7 @@ def test_a_second_process_is_refused(tmp_path, tiny_config):
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True, cwd=ROOT) as holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match="is in use: another process trains in it"):
+        with pytest.raises(ValueError, match="is in use: another process works in it"):
             train(tiny_config, tmp_path, show_progress=False)
         assert not (tmp_path / "config.json").exists()
         holder.kill()

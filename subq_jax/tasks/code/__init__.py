@@ -25,13 +25,13 @@ REPOQA = "RepoQA (Liu et al., 2024, arXiv:2406.06025)"
 COMPLETION = "CrossCodeEval (Ding et al., 2023, arXiv:2310.11248), RepoBench (Liu et al., 2023, arXiv:2306.03091)"
 
 
-def _variants(family: Family, score: Score, source: str, further_scores: Mapping[str, Score] | None = None
-              ) -> Iterator[Task]:
+def _variants(family: Family, score: Score, source: str, further_scores: Mapping[str, Score] | None = None,
+              chance: float | None = None) -> Iterator[Task]:
     """The task of a family, renamed and not."""
     for renamed in (False, True):
         name = family.name + "_renamed" * renamed
         build = _builder(family, name, renamed)
-        yield Task(name, build, score, family.answer_tokens, source, further_scores or {})
+        yield Task(name, build, score, family.answer_tokens, source, further_scores or {}, chance)
 
 
 def _builder(family: Family, name: str, renamed: bool) -> Callable[[Request], Haystack]:
@@ -40,8 +40,8 @@ def _builder(family: Family, name: str, renamed: bool) -> Callable[[Request], Ha
 
 TASKS = (
     *_variants(BY_DESCRIPTION, is_found, f"{REPOQA}, for Python. Differs: a docstring describes, files stand in any "
-               "order, comments count, and any function of the context may be nearer. Chance: 0."),
-    *_variants(BY_CALL, is_found, f"{REPOQA}; as code_search, but a call asks in place of a description. Chance: 0."),
+               "order, comments count, and any function of the context may be nearer.", chance=0.0),
+    *_variants(BY_CALL, is_found, f"{REPOQA}; as code_search, but a call asks in place of a description.", chance=0.0),
     *_variants(NEXT_LINE, is_line, f"{COMPLETION}; the definition stands in the first {1 - FAR:.0%} of the context"),
     *_variants(IDENTIFIER, is_name, f"{COMPLETION}; the rest of the line is shown"),
     *_variants(BODY, passes_doctests, "ours: a function's own doctests run with the body the model writes",
