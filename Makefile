@@ -30,10 +30,10 @@ evaluation: $(VENV)/.installed  ## train two arms to find a needle in 256 tokens
 
 test: $(VENV)/.installed  ## the test suite, lint first
 	$(PY) -m ruff check .
-	$(PY) -m pytest -n 2 -m "not slow and not gpu"
+	$(PY) -m pytest -n 2 -m "not slow and not gpu and not tpu"
 
 test-full: $(VENV)/.installed  ## every test, the long matrix included
-	$(PY) -m pytest -n 2 -m "not gpu"
+	$(PY) -m pytest -n 2 -m "not gpu and not tpu"
 
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .

@@ -31,6 +31,7 @@ def test_wrong_configs_are_named(tmp_path, program, flags, message):
     ("evaluate", [], "flag --workdir=None"),
     ("compile_tpu", ["--roofline", "--heads=16"], "--heads pairs such as 16/1, got"),
     ("compile_tpu", ["--roofline", "--passes=grad"], "--passes must be of"),
+    ("compile_tpu", ["--roofline", "--chips=v5e:2x2"], "--chips must be of ('v5e', 'v5p', 'v6e', 'tpu7x'), got"),
 ])
 def test_wrong_flags_are_named(program, flags, message):
     command = [sys.executable, "-m", f"experiments.{program}", *flags]
