@@ -7,9 +7,10 @@ checked at the shortest length against the float32 reference before anything is 
 finish within `--max_seconds` (judged from the one before) is left out and said so.
 
 Neighbouring queries of `--inputs=random` have nothing in common. With `walk` 16 of them share most of their router's
-query, somewhat as a text's do. `uniform` is for `--parts`, which times the parts of the GPU's implementation one by
-one: attention gets blocks drawn at random, of which neighbours share none on purpose. `--implementation` times another
-than the default, `gpu` or `xla`.
+query, somewhat as a text's do. `trained` are what the selective layer `--layer` of the run in `--trained_run` reads of
+held-out text, and the report tells how its queries use the blocks. `uniform` is for `--parts`, which times the parts of
+the GPU's implementation one by one: attention gets blocks drawn at random, of which neighbours share none on purpose.
+`--implementation` times another than the default, `gpu` or `xla`.
 
 On a TPU `dense` is JAX's splash attention, and selective attention runs its kernels there if the shapes are theirs:
 `--head_dim=128 --dtype=bfloat16`. Without a TPU `--estimate_for=v5e` compiles both for one and prints what they need
@@ -17,6 +18,7 @@ and the roofline of each kernel, in place of times; the kernels' shapes are need
 """
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +45,7 @@ from experiments.gpu_parts import PARTS, gpu_parts
 from experiments.timing import compiled_cost
 from experiments.tpu_estimates import Program, estimate
 from experiments.tpu_programs import why_not
+from experiments.trained_inputs import trained_inputs
 from subq_jax import selective_attention
 from subq_jax.attention import (
     block_mean_attention,
@@ -52,12 +55,14 @@ from subq_jax.attention import (
     random_blocks_attention,
     sliding_window_attention,
 )
+from subq_jax.attention.api import default_implementation
 from subq_jax.attention.block_mean import group_mean
 from subq_jax.attention.checks import locate
 from subq_jax.attention.learned_router import Index, choose_tokens
 from subq_jax.attention.mechanisms import MECHANISMS, ROUTED, SELECTING
 from subq_jax.attention.oracle_topk import oracle_selection
 from subq_jax.attention.random_blocks import random_selection
+from subq_jax.evaluation.routing import usage
 from subq_jax.kernels.gpu.limits import CAPABILITY
 from subq_jax.kernels.gpu.selective import choose_flat
 from subq_jax.kernels.tpu.choose import ChoiceSizes, best_blocks
@@ -71,7 +76,9 @@ _LENGTHS = flags.DEFINE_list("lengths", ["4096", "8192", "16384", "32768", "6553
 _MECHANISMS = flags.DEFINE_list("mechanisms", list(MECHANISMS), f"Some of {MECHANISMS}.")
 _IMPLEMENTATION = flags.DEFINE_enum("implementation", None, ["xla", "gpu", "tpu"], "Of selective attention.")
 _PARTS = flags.DEFINE_bool("parts", False, "Also the parts of the GPU's implementation, one by one.")
-_INPUTS = flags.DEFINE_enum("inputs", "random", ["random", "walk", "uniform"], "What the router's queries share.")
+_INPUTS = flags.DEFINE_enum("inputs", "random", ["random", "walk", "trained", "uniform"], "What attention is given.")
+_TRAINED_RUN = flags.DEFINE_string("trained_run", None, "Folder of a finished training run, for --inputs=trained.")
+_LAYER = flags.DEFINE_integer("layer", -1, "Which of its selective layers, -1 for the last.")
 _ESTIMATE_FOR = flags.DEFINE_enum("estimate_for", None, list(CHIPS), "Compile for this TPU and estimate, run nothing.")
 
 WITH_KERNELS = ("dense", "selective")
@@ -95,7 +102,17 @@ def input_shapes(length: int) -> list[tuple[int, ...]]:
 
 @functools.lru_cache(maxsize=1)
 def make_inputs(length: int) -> tuple[jax.Array, ...]:
-    """Random q, k, v, router_q, router_k; router features are non-negative as a trained model's."""
+    """q, k, v, router_q, router_k as `--inputs` says; random router features are non-negative as a trained model's.
+
+    Raises:
+      ValueError: for a trained run that has no such inputs, or in other shapes than the flags'.
+    """
+    if _INPUTS.value == "trained":
+        values = trained_inputs(Path(_TRAINED_RUN.value), length, _LAYER.value)
+        found = [(x.shape, x.dtype.name) for x in values]
+        if found != (wanted := [(shape, DTYPE.value) for shape in input_shapes(length)]):
+            raise ValueError(f"--trained_run has inputs {found}, and the flags ask for {wanted}")
+        return values
     keys = jax.random.split(jax.random.key(length), 5)
     values = [jax.random.normal(key, shape, jnp.dtype(DTYPE.value))
               for key, shape in zip(keys, input_shapes(length), strict=True)]
@@ -121,7 +138,6 @@ def arm_function(name: str):
                 q, k, v, slot_query, mechanism.budget - slots, BLOCK.value)
     config = mechanism.selection_config()
     if name in ROUTED:
-        # On a host with several TPUs the default is XLA: one sequence here is one device's.
         return functools.partial(selective_attention, config=config, implementation=implementation())
     if name == "learned_router":
         return lambda q, k, v, *router: learned_router_attention(q, k, v, make_index(*router), config)
@@ -130,9 +146,9 @@ def arm_function(name: str):
     return lambda q, k, v, *router: attend(q, k, v, config)
 
 
-def implementation() -> str | None:
-    """The implementation of selective attention that is timed; None for the default."""
-    return _IMPLEMENTATION.value or ("tpu" if platform() == "tpu" else None)
+def implementation() -> str:
+    """The implementation of selective attention that is timed."""
+    return _IMPLEMENTATION.value or ("tpu" if platform() == "tpu" else default_implementation())
 
 
 def choosing_function(name: str):
@@ -184,6 +200,14 @@ def selective_error(values) -> float:
             exact[0][:, rows], *exact[1:3], exact[3][:, rows], exact[4], selection[:, rows])
     difference = jnp.linalg.norm((out[:, rows].astype(jnp.float32) - expected).ravel())
     return float(difference / jnp.linalg.norm(expected.ravel()))
+
+
+@jax.jit
+def choices(values) -> dict[str, jax.Array]:
+    """How selective attention's queries use the blocks, see `usage`."""
+    _, selection = selective_attention(
+        *values, arm("selective").selection_config(), implementation=implementation(), return_selection=True)
+    return usage(selection, -(-values[1].shape[1] // BLOCK.value))
 
 
 def stage_cost(name: str, stage: str, length: int) -> dict[str, float | None]:
@@ -252,6 +276,11 @@ def check_flags() -> None:
         if HEAD_DIM.value % LANES:
             raise app.UsageError(f"--estimate_for needs --head_dim that is a multiple of {LANES}, as the kernels do "
                                  f"(--head_dim=128 --dtype=bfloat16), got {HEAD_DIM.value}")
+    if (_INPUTS.value == "trained") != bool(_TRAINED_RUN.value):
+        raise app.UsageError(f"--inputs=trained and --trained_run go together, got --inputs={_INPUTS.value} "
+                             f"--trained_run={_TRAINED_RUN.value}")
+    if _INPUTS.value == "trained":
+        make_inputs(max(map(int, _LENGTHS.value)))
     if _INPUTS.value == "uniform" and not _PARTS.value:
         raise app.UsageError("--inputs=uniform is what attention is given with --parts, got --noparts")
     if _PARTS.value and (jax.default_backend() != "gpu" or jax.devices()[0].compute_capability != CAPABILITY):
@@ -274,11 +303,12 @@ def main(argv: list[str]) -> None:
         error = selective_error(make_inputs(min(lengths)))
         facts["selective_relative_error"] = error
         print(f"selective against the float32 reference: relative error {error:.1e}")
+        facts["choices"] = {length: jax.tree.map(float, choices(make_inputs(length))) for length in lengths}
     cases = [Case(stage, name, None if name == "dense" else BUDGET.value, functools.partial(stage_cost, name, stage))
              for name in _MECHANISMS.value for stage in (STAGES if name in SELECTING else STAGES[1:])]
     if _PARTS.value:
         cases += [Case(part, "selective", BUDGET.value, functools.partial(part_cost, part)) for part in PARTS]
-    run(workdir, lengths, cases, METRICS, ["lengths", "implementation", "inputs"], **facts)
+    run(workdir, lengths, cases, METRICS, ["lengths", "implementation", "inputs", "trained_run", "layer"], **facts)
 
 
 if __name__ == "__main__":

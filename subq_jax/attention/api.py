@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from subq_jax.attention import checks
 from subq_jax.attention.reference import reference_selective_attention
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterKeys, RouterQueries, SegmentIds, Selection, Values
+from subq_jax.kernels.gpu.limits import CAPABILITY
 from subq_jax.kernels.gpu.selective import gpu_selective_attention
 from subq_jax.kernels.tpu.selective import tpu_selective_attention
 from subq_jax.kernels.xla.selective import xla_selective_attention
@@ -23,8 +24,15 @@ IMPLEMENTATIONS = {
 
 
 def default_implementation() -> str:
-    """`"tpu"` on one TPU, else `"xla"`: the compiler cannot split Pallas kernels over the devices of a mesh."""
-    return "tpu" if jax.default_backend() == "tpu" and jax.device_count() == 1 else "xla"
+    """The kernels of a single device that has some, else `"xla"`: Pallas kernels are not split over a mesh."""
+    if jax.device_count() > 1:
+        return "xla"
+    match jax.default_backend():
+        case "tpu":
+            return "tpu"
+        case "gpu" if jax.devices()[0].compute_capability == CAPABILITY:
+            return "gpu"
+    return "xla"
 
 
 def selective_attention(
@@ -68,7 +76,8 @@ def selective_attention(
       tree: summaries prebuilt by `build_tree` and `update_tree` for these router keys, so that a call need not
         read them all; gradients then flow to its lowest level.
       implementation: `"reference"` (dense, float32, for checking), `"xla"`, `"gpu"` or `"tpu"` (Pallas kernels; sizes
-        that they do not take run as `"xla"`, with a warning that says why); default `"tpu"` on one TPU, else `"xla"`.
+        that they do not take run as `"xla"`, with a warning that says why); default `"tpu"` on one TPU, `"gpu"` on one
+        GPU of compute capability 9.0, else `"xla"`.
       return_selection: whether to return the selection too.
 
     Returns:

@@ -22,8 +22,8 @@ from subq_jax.data.config import RECALL_TASKS, DataConfig
 from subq_jax.data.tokenizers import Tokenizer
 
 __all__ = [
-    "Batch", "DataConfig", "DataInfo", "DataIterator", "data_info", "make_eval_batches", "make_train_iterator",
-    "open_tokenizer"]
+    "Batch", "DataConfig", "DataInfo", "DataIterator", "data_info", "held_out_stream", "make_eval_batches",
+    "make_train_iterator", "open_tokenizer"]
 
 
 Batch = dict[str, np.ndarray]
@@ -161,6 +161,20 @@ def open_tokenizer(config: Mapping[str, Any] | DataConfig) -> Tokenizer:
     from subq_jax.data.text_pipeline import TokenisedSplit
 
     return TokenisedSplit.load(config, "validation").tokenizer
+
+
+def held_out_stream(config: Mapping[str, Any] | DataConfig) -> np.ndarray:
+    """Tokens int [S] of the validation split's documents, one after another, each with its begin and end.
+
+    Raises:
+      ValueError: for data without a source of text, or an unusable one.
+    """
+    config = DataConfig.from_mapping(config)
+    if config.task != "text" and not config.text_share:
+        raise ValueError(f"data must have documents, got task={config.task!r} and text_share={config.text_share}")
+    from subq_jax.data.text_pipeline import TokenisedSplit
+
+    return TokenisedSplit.load(config, "validation").tokens
 
 
 def _fingerprint(*what: Any) -> str:

@@ -193,9 +193,6 @@ def _mark(ids: ChosenBlocks, num_blocks: int):
 
 def _summary(seen: _Seen, num_blocks: int) -> dict[str, jax.Array]:
     share = lambda part, whole: part.sum(dtype=jnp.float32) / whole.sum(dtype=jnp.float32)
-    used = jnp.bincount(jnp.where(seen.ids < 0, num_blocks, seen.ids).ravel(), length=num_blocks + 1)[:num_blocks]
-    frequency = used / jnp.maximum(used.sum(), 1)
-    entropy = -(frequency * jnp.log(jnp.maximum(frequency, 1e-30))).sum()
     stats = {
         "dense_weight_visible": seen.visible.mean(),
         "candidate_weight": seen.candidates.mean(),
@@ -207,11 +204,18 @@ def _summary(seen: _Seen, num_blocks: int) -> dict[str, jax.Array]:
         "gate_mean": jnp.nanmean(seen.gate),
         "gate_p99": jnp.nanpercentile(seen.gate, 99),
         "chosen_weight": seen.gated.mean(),
-        "usage_entropy": entropy / jnp.log(num_blocks),
     }
-    for size in NEIGHBOURS:
-        stats[f"union_{size}"] = _union(seen.ids, size)
-    return stats
+    return stats | usage(seen.ids, num_blocks)
+
+
+def usage(ids: ChosenBlocks, num_blocks: int) -> dict[str, jax.Array]:
+    """How queries [B, m, K, M] use the blocks: `usage_entropy` and `union_4`, `union_8`, `union_16` of
+    `routing_statistics`, of neighbouring queries."""
+    used = jnp.bincount(jnp.where(ids < 0, num_blocks, ids).ravel(), length=num_blocks + 1)[:num_blocks]
+    frequency = used / jnp.maximum(used.sum(), 1)
+    entropy = -(frequency * jnp.log(jnp.maximum(frequency, 1e-30))).sum()
+    return {"usage_entropy": entropy / jnp.log(num_blocks)} | {
+        f"union_{size}": _union(ids, size) for size in NEIGHBOURS}
 
 
 def _union(ids, size: int) -> jax.Array:

@@ -1,6 +1,7 @@
 """The TPU's kernels, interpreted: the contract's choice and attention, without races or reads of unwritten memory."""
 
 import functools
+import types
 from unittest import mock
 
 import jax
@@ -177,8 +178,12 @@ def test_other_sizes_run_as_xla_and_say_why():
     np.testing.assert_array_equal(out, run("xla"))
 
 
-@pytest.mark.parametrize(("backend", "devices", "name"), [("tpu", 1, "tpu"), ("tpu", 4, "xla"), ("gpu", 1, "xla")])
+@pytest.mark.parametrize(("backend", "devices", "name"), [
+    ("tpu", 1, "tpu"), ("tpu", 4, "xla"), ("gpu 9.0", 1, "gpu"), ("gpu 9.0", 2, "xla"), ("gpu 8.0", 1, "xla"),
+    ("cpu", 1, "xla")])
 def test_the_default_follows_the_backend(monkeypatch, backend, devices, name):
+    backend, _, capability = backend.partition(" ")
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)] * devices)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     assert api.default_implementation() == name
