@@ -20,6 +20,7 @@ from problems import arrays, value_and_grads
 
 from subq_jax import SelectionConfig, selective_attention
 from subq_jax.kernels.gpu import selective, tensor_core
+from subq_jax.kernels.gpu.choose import best_blocks
 
 
 def scores(left, right):
@@ -102,6 +103,24 @@ def parts():
     print("equal")
 
 
+def long_streams():
+    """So many blocks that they are read twice, with ties, M up to and beyond 64: the ids are the contract's."""
+    key, low = jax.random.key(7), jnp.ones((1, 128), jnp.int32)
+    router_q = jax.random.normal(key, (1, 128, 64), jnp.bfloat16)
+    summaries = jnp.repeat(jax.random.normal(jax.random.fold_in(key, 1), (1, 576, 64), jnp.bfloat16), 2, axis=1)
+    high = 900 + jax.random.randint(jax.random.fold_in(key, 2), (1, 128), 0, 250)
+    score = jnp.einsum("xtr,xbr->xtb", router_q, summaries, preferred_element_type=jnp.float32) / 8
+    block = jnp.arange(1152)
+    score = jnp.where((block >= low[..., None]) & (block <= high[..., None]), score, -jnp.inf)
+    for count in (9, 70):
+        with simulated_gpu():
+            ids, gates = jax.block_until_ready(best_blocks(router_q, summaries, low, high, count, ctas=1))
+        expected = -jnp.sort(-jax.lax.top_k(score, count)[1], axis=-1)
+        assert bool((ids[..., :count] == expected).all()), count
+        assert bool(jnp.allclose(gates[..., :count], jnp.take_along_axis(score, expected, -1), atol=1e-5)), count
+    print("equal")
+
+
 def main(name: str):
     """Compares outputs, selection and gradients of a problem with the reference."""
     from test_selective import assert_equally_good, close
@@ -119,4 +138,4 @@ def main(name: str):
 
 
 if __name__ == "__main__":
-    parts() if sys.argv[1] == "parts" else main(sys.argv[1])
+    {"parts": parts, "long_streams": long_streams}.get(sys.argv[1], lambda: main(sys.argv[1]))()

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize("problem", ["packed_documents", *(
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("one_head_for_all", "large_blocks", "middle_blocks", "parts"))])
+    for name in ("one_head_for_all", "large_blocks", "middle_blocks", "parts", "long_streams"))])
 def test_the_kernels_equal_the_reference(problem):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NPROC": "16"}
     command = [sys.executable, str(Path(__file__).with_name("simulated_gpu.py")), problem]

@@ -9,10 +9,12 @@ tile of blocks at a time, into a ring that both read:
                 [                  ]   while any beats
                                        the M-th so far
 
-A warp searches a tile for its best block as often as the query with the most newcomers, of the warp's 16, needs; a
-stream in random order holds about M / i newcomers in its i-th tile, so that most tiles need few searches. Tiles behind
-the last candidate of 128 queries are not visited, and only those at the ends of their range compare ids with what is a
-candidate.
+A warp searches a tile for its best block as often as the query with the most newcomers, of the warp's 16, needs. A
+stream in random order holds about M / i newcomers in its i-th tile, which over a long one is most of the work, for a
+newcomer mostly leaves again. Long streams are therefore read twice: first only the maximum of every 256th block is
+kept, and the M-th best of those 256 is a score that the M best blocks all reach, so that the second reading looks at
+few others. Tiles behind the last candidate of 128 queries are not visited, and only those at the ends of their range
+compare ids with what is a candidate.
 
 Exact, ties included: blocks come in ascending order and the best is taken from the lowest index, so that a newcomer
 must beat the worst block held strictly, and among equally bad ones the one of highest index leaves.
@@ -33,6 +35,8 @@ from subq_jax.selection.summaries import score_scale
 
 QUERIES = HALF * WORKERS  # of a block of threads
 RING_BYTES = 128 << 10  # of shared memory for summaries
+GROUPS = 256  # of blocks, whose maxima bound the M-th best from below
+LEAST = 3  # blocks of a group that are worth reading twice
 LOWEST = float(jnp.finfo(jnp.float32).min)  # of what a candidate can score, so that it beats an empty slot
 BELOW = -jnp.iinfo(jnp.int32).max  # every id, also those of empty slots
 
@@ -110,12 +114,18 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buf
             first, last = (plgpu.load(y.at[x, mine], layout=ROWS, optimized=False) for y in (low, high))
             plgpu.barrier_wait(q_full.at[warpgroup])
 
-            def visit(i, held, at_edge: bool):
-                slot = slot_of(step + i - begin)
+            def scores_at(step):
+                slot = slot_of(step)
                 plgpu.barrier_wait(full.at[slot])
                 scores = tensor_core.scores(q_buffer.at[warpgroup], ring.at[slot]) * score_scale(width)
                 plgpu.barrier_arrive(free.at[slot])
-                scores = jnp.maximum(scores, LOWEST)
+                return jnp.maximum(scores, LOWEST)
+
+            def first_visit(i, maxima):
+                return tuple(jnp.maximum(x, scores_at(step + i * len(maxima) + j)) for j, x in enumerate(maxima))
+
+            def visit(i, held, at_edge: bool):
+                scores = scores_at(step + seen + i - begin)
                 if at_edge:
                     inside = (column >= by_row(first - i * tile, column)) & (column <= by_row(last - i * tile, column))
                     scores = jnp.where(inside, scores, -jnp.inf)
@@ -126,13 +136,18 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buf
                 return lax.fori_loop(0, newcomers, insert, (scores, worst, *held))[2:]
 
             # Empty slots have ids below 0, each another; what fills the last 8 up beats every score and never leaves.
-            held = jnp.where(place < count, jnp.float32(-jnp.inf), jnp.float32(jnp.inf)), -1 - place
+            maxima = (jnp.where(column >= 0, jnp.float32(-jnp.inf), jnp.float32(0)),) * (GROUPS // tile)
+            rounds = _rounds(a, b, tile)
+            seen = rounds * len(maxima)
+            maxima = lax.fori_loop(0, rounds, first_visit, maxima)
+            least = by_row(_below_best(maxima, jnp.where(rounds > 0, count, 1)), place)
+            held = jnp.where(place < count, least, jnp.float32(jnp.inf)), -1 - place
             held = lax.fori_loop(begin, a, functools.partial(visit, at_edge=True), held)
             held = lax.fori_loop(a, b, functools.partial(visit, at_edge=False), held)
             held = lax.fori_loop(b, end, functools.partial(visit, at_edge=True), held)
             plgpu.barrier_arrive(q_free.at[warpgroup])
             ids_out[x, mine], scores_out[x, mine] = _descending(*held, count=count, place=place)
-            return step + end - begin
+            return step + seen + end - begin
 
         for_each_item(*spans.shape[:2], ctas, query_tile, jnp.int32(0))
 
@@ -141,7 +156,8 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buf
         plgpu.set_max_registers(REGISTERS[1], action="decrease")
 
         def query_tile(x, query_tile, number, step):
-            begin, end = spans[x, query_tile, 0], spans[x, query_tile, 3]
+            begin, a, b, end = (spans[x, query_tile, j] for j in range(4))
+            seen = _rounds(a, b, tile) * (GROUPS // tile)
             for worker in range(WORKERS):
                 @pl.when(number > 0)
                 def _(worker=worker):
@@ -151,7 +167,7 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buf
                 plgpu.copy_gmem_to_smem(source, q_buffer.at[worker], q_full.at[worker])
 
             def fetch(i, carry):
-                now = step + i - begin
+                now, i = step + i, jnp.where(i < seen, a + i, begin + i - seen)
                 slot = slot_of(now)
 
                 @pl.when(now >= stages)
@@ -161,13 +177,32 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buf
                 plgpu.copy_gmem_to_smem(summaries.at[x, pl.ds(i * tile, tile)], ring.at[slot], full.at[slot])
                 return carry
 
-            lax.fori_loop(begin, end, fetch, None)
-            return step + end - begin
+            steps = seen + end - begin
+            lax.fori_loop(0, steps, fetch, None)
+            return step + steps
 
         _, steps = for_each_item(*spans.shape[:2], ctas, query_tile, jnp.int32(0))
         drain(stages, steps, free)
         for worker in range(WORKERS):
             plgpu.barrier_wait(q_free.at[worker])
+
+
+def _rounds(a, b, tile: int):
+    """How many blocks of each group the first reading sees, of tiles [a, b); 0 where it is not worth it."""
+    rounds = lax.div(b - a, jnp.int32(GROUPS // tile))
+    return jnp.where(rounds < LEAST, 0, rounds)
+
+
+def _below_best(maxima, count):
+    """Barely less than the `count`-th best of every row of `maxima`, or less yet where some are equal; float32 [64]."""
+    best = lambda maxima: functools.reduce(jnp.maximum, [x.max(axis=1) for x in maxima])
+
+    def remove(_, maxima):
+        highest = best(maxima)
+        return tuple(jnp.where(x == by_row(highest, x), jnp.float32(-jnp.inf), x) for x in maxima)
+
+    bound = best(lax.fori_loop(1, count, remove, maxima))
+    return bound - jnp.maximum(jnp.abs(bound) * 2.0**-22, 1e-37)
 
 
 def _insert(_, state, *, first, column):
