@@ -35,7 +35,7 @@ WITH_CORPUS = ("niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multiv
                "qa_2", "legal_licence")
 SYNTHETIC = tuple(name for name in TASKS if name not in (*CODE, *WITH_CORPUS))
 # Tasks with as many keys as training needs, of which it has its own, and no corpus.
-TEACHABLE = ("phonebook", "mqar", "niah_single_1", "niah_multikey_2", "niah_multikey_3")
+TEACHABLE = ("phonebook", "mqar", "niah_single_1", "niah_multikey_2", "niah_multikey_3", "niah_noise_32")
 
 
 def find_task(name: str) -> Task:

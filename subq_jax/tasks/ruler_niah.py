@@ -1,7 +1,8 @@
-"""RULER's eight needles in a haystack (Hsieh et al., 2024, arXiv:2404.06654; NVIDIA/RULER, Apache-2.0).
+"""RULER's eight needles in a haystack (Hsieh et al., 2024, arXiv:2404.06654; NVIDIA/RULER, Apache-2.0), and a ninth.
 
 Sentences bind keys to values; the question names keys and wants all their values. They stand among a sentence of noise
-again and again, among sentences of natural text, or among other such sentences, which makes every key a distractor.
+again and again, among sentences of natural text, or among other such sentences, which makes every key a distractor. Ours is 32 needles in noise, each asked about alone: many
+keys, and yet a haystack of any length.
 """
 
 import dataclasses
@@ -37,6 +38,7 @@ NEEDLE = ("One of the special magic {type_needle_v} for", " {key}", " is:", " {v
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
 ANSWER_TOKENS = 128
 
+OURS = "niah_noise_32"
 LONGEST_SENTENCE = 60  # words; text without full stops is cut here, so that needles find places in it
 
 
@@ -93,6 +95,7 @@ KINDS = {
     "niah_multikey_3": Kind("needle", keys="uuids", values="uuids"),
     "niah_multivalue": Kind("essay", num_values=4),
     "niah_multiquery": Kind("essay", num_keys=4, num_queries=4),
+    OURS: Kind("noise", num_keys=32),
 }
 
 
@@ -264,12 +267,12 @@ def _question(kind: Kind, entries: list[Entry]) -> tuple[str, str]:
     return tuple(text.format(query=query) for text in kind.wording()[1:])
 
 
-def _source(kind: Kind) -> str:
+def _source(name: str, kind: Kind) -> str:
     keys = f"; keys of {len(ADJECTIVES)} adjectives and {len(NOUNS)} nouns of our own" if kind.keys == "words" else ""
     if kind.haystack == "essay":
         return f"RULER-style: sentences of the corpus instead of essays, needles at any depth{keys}"
-    return f"RULER{keys}"
+    return f"RULER's sentences, 32 keys: ours{keys}" if name == OURS else f"RULER{keys}"
 
 
-TASKS = tuple(Task(name, functools.partial(build, name), share_of_references, ANSWER_TOKENS, _source(kind))
+TASKS = tuple(Task(name, functools.partial(build, name), share_of_references, ANSWER_TOKENS, _source(name, kind))
               for name, kind in KINDS.items())
