@@ -1,8 +1,8 @@
 """RULER's eight needles in a haystack (Hsieh et al., 2024, arXiv:2404.06654; NVIDIA/RULER, Apache-2.0), and a ninth.
 
 Sentences bind keys to values; the question names keys and wants all their values. They stand among a sentence of noise
-again and again, among sentences of natural text, or among other such sentences, which makes every key a distractor. Ours is 32 needles in noise, each asked about alone: many
-keys, and yet a haystack of any length.
+again and again, among sentences of natural text, or among other such sentences, which makes every key a distractor.
+Ours is up to 32 needles in noise, each asked about alone: many keys, and yet a haystack of any length.
 """
 
 import dataclasses
@@ -51,6 +51,7 @@ class Kind:
       keys: "words" or "uuids".
       values: "numbers" or "uuids".
       num_keys: inserted, beside those of a haystack of needles.
+      fewer: whether there are fewer where they and as much noise would take more than half of the length.
       num_values: of each key.
       num_queries: keys in one question.
     """
@@ -61,6 +62,7 @@ class Kind:
     num_keys: int = 1
     num_values: int = 1
     num_queries: int = 1
+    fewer: bool = False
 
     def wording(self) -> tuple[str, str, str]:
         """The text before the context, the question and the answer's prefix; `{query}` is still to be filled in."""
@@ -95,7 +97,7 @@ KINDS = {
     "niah_multikey_3": Kind("needle", keys="uuids", values="uuids"),
     "niah_multivalue": Kind("essay", num_values=4),
     "niah_multiquery": Kind("essay", num_keys=4, num_queries=4),
-    OURS: Kind("noise", num_keys=32),
+    OURS: Kind("noise", num_keys=32, fewer=True),
 }
 
 
@@ -165,7 +167,10 @@ def _among_text(name, kind, request, rng, encoder):
     """Noise or natural text with the needles in it, each before another sentence; returns as `_among_needles`."""
     header = kind.wording()[0]
     entries = list(itertools.islice(_entries(kind, request, rng), kind.num_keys))
-    shuffled = rng.permutation(kind.num_keys).reshape(-1, kind.num_queries).tolist()
+    if kind.fewer:
+        each = max(encoder.count(*kind.needle(entry.key, *entry.values), NOISE) for entry in entries)
+        entries = entries[: max(2, request.length // (2 * each))]
+    shuffled = rng.permutation(len(entries)).reshape(-1, kind.num_queries).tolist()
     groups = shuffled[:request.num_questions]
     asked = max((_question(kind, [entries[i] for i in group]) for group in groups),
                 key=lambda texts: encoder.count(*texts))
@@ -183,7 +188,7 @@ def _among_text(name, kind, request, rng, encoder):
     order = rng.permutation(len(needles))
     pieces, places = spread(rng, sentences, [needles[i] for i in order])
     place_of = len(start) + np.array(places)[np.argsort(order)]
-    places = [[(place, place) for place in row] for row in place_of.reshape(kind.num_keys, kind.num_values).tolist()]
+    places = [[(place, place) for place in row] for row in place_of.reshape(len(entries), kind.num_values).tolist()]
     return [*start, *pieces], entries, places, groups
 
 
@@ -271,7 +276,7 @@ def _source(name: str, kind: Kind) -> str:
     keys = f"; keys of {len(ADJECTIVES)} adjectives and {len(NOUNS)} nouns of our own" if kind.keys == "words" else ""
     if kind.haystack == "essay":
         return f"RULER-style: sentences of the corpus instead of essays, needles at any depth{keys}"
-    return f"RULER's sentences, 32 keys: ours{keys}" if name == OURS else f"RULER{keys}"
+    return f"RULER's sentences, up to 32 keys: ours{keys}" if name == OURS else f"RULER{keys}"
 
 
 TASKS = tuple(Task(name, functools.partial(build, name), share_of_references, ANSWER_TOKENS, _source(name, kind))
