@@ -32,7 +32,7 @@ from subq_jax.kernels.gpu.choose import best_blocks
 from subq_jax.kernels.gpu.inverse import inverse_lists
 from subq_jax.kernels.gpu.lists import TokenLists, tile_lists
 from subq_jax.kernels.gpu.selective import MULTIPROCESSORS, PAIRS
-from subq_jax.kernels.gpu.tile import forward_shape, tile_shape
+from subq_jax.kernels.gpu.tile import TILE, tokens_of_tile
 
 KERNELS = ("best_blocks", "tile_lists", "attend", "backward_queries", "backward_keys")
 SHAPES = {  # query heads of the KV head, head dimension, block size, selected blocks, type
@@ -61,18 +61,17 @@ int cuGetErrorString(int e, const char **s) { *s = "error"; return 0; }
 def lower(kernel: str, shape: str) -> None:
     """Lowers one kernel, so that `mosaic.KNOWN_KERNELS` holds its module."""
     group, head_dim, block, chosen, dtype = SHAPES[shape]
-    tiling = (forward_shape if kernel == "attend" else tile_shape)(group, block)
-    slots, blocks, length = chosen + SLOTS_BESIDE, LENGTH // block, -(-LENGTH // tiling.tokens) * tiling.tokens
+    tokens, slots, blocks = tokens_of_tile(group), chosen + SLOTS_BESIDE, LENGTH // block
     array = lambda *s, dtype=dtype: jax.ShapeDtypeStruct((1, *s), dtype)
     number, index = jnp.float32, jnp.int32
-    rows, keys = array(length * tiling.group, head_dim), array(LENGTH, head_dim)
+    rows, keys = array(LENGTH * (TILE // tokens), head_dim), array(LENGTH, head_dim)
     sums, offset = array(rows.shape[1], dtype=number), jax.ShapeDtypeStruct((1,), index)
-    of_tokens = TokenLists(array(length, slots, dtype=index), array(length, slots, dtype=number))
-    merge = lambda *lists: tile_lists(TokenLists(*lists), tiling, blocks, MULTIPROCESSORS)
+    of_tokens = TokenLists(array(LENGTH, slots, dtype=index), array(LENGTH, slots, dtype=number))
+    merge = lambda *lists: tile_lists(TokenLists(*lists), tokens, block, blocks, MULTIPROCESSORS)
     tiles = jax.eval_shape(merge, *of_tokens)
     invert = lambda *lists: inverse_lists(TokenLists(*lists), lists[1], blocks, block, PAIRS)
     inverse = jax.eval_shape(invert, *of_tokens)
-    sizes = tiling, MULTIPROCESSORS
+    sizes = tokens, block, MULTIPROCESSORS
     function, arguments = {
         "best_blocks": (lambda *x: best_blocks(*x, chosen, MULTIPROCESSORS), (
             array(LENGTH, ROUTER_DIM), array(blocks, ROUTER_DIM), *[array(LENGTH, dtype=index)] * 2)),

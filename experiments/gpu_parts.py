@@ -12,8 +12,8 @@ from subq_jax.kernels.gpu.attend import attend
 from subq_jax.kernels.gpu.backward_keys import backward_keys
 from subq_jax.kernels.gpu.backward_queries import backward_queries
 from subq_jax.kernels.gpu.inverse import inverse_lists
-from subq_jax.kernels.gpu.selective import MULTIPROCESSORS, PAIRS, choose_flat, lay_out
-from subq_jax.kernels.gpu.tile import HALF, STEP_KEYS, forward_shape, tile_shape
+from subq_jax.kernels.gpu.selective import MULTIPROCESSORS, PAIRS, Tiles, choose_flat, lay_out
+from subq_jax.kernels.gpu.tile import HALF, STEP_KEYS, TILE, tokens_of_tile
 from subq_jax.kernels.xla.layout import fold_keys, whole_rows
 from subq_jax.kernels.xla.tile import row_delta
 from subq_jax.selection.tree import build_tree
@@ -40,13 +40,13 @@ def gpu_parts(values: tuple[jax.Array, ...], config: SelectionConfig, *, uniform
         in place of the router's choice. The choice is timed all the same.
 
     Returns:
-      the parts by name, those of `PARTS`. `visited_flops` of attention counts two products of all rows of every
+      the parts by name, those of `PARTS`. `visited_flops` of attention counts two products of the 128 rows of every
       tile with all keys on its list, `worked_flops` of each 64 rows with those of the steps that they take;
       `union` is the blocks on a tile's list over those of one of its tokens.
     """
     q, k, v, router_q, router_k = values
-    block, group = config.block_size, q.shape[2] // k.shape[2]
-    shape, back = forward_shape(group, block), tile_shape(group, block)
+    tokens, block = tokens_of_tile(q.shape[2] // k.shape[2]), config.block_size
+    sizes = tokens, block, MULTIPROCESSORS
     place, present = locate(q, k, None, None, None, block)
 
     pool = lambda router_k: build_tree(router_k, config).levels[0]
@@ -57,38 +57,32 @@ def gpu_parts(values: tuple[jax.Array, ...], config: SelectionConfig, *, uniform
         chosen = uniform_choice(*candidate_range(place, config), config.num_blocks, k.shape[2])
         scores = jnp.zeros(chosen.shape)
 
-    lay = lambda *x: lay_out(config, shape, *x, place, present, overlap=True)
-    tiles = jax.jit(lay)(q, k, v, chosen, scores)
+    lay = lambda *x: lay_out(config, *x, place, present)[:-1]
+    tiles = Tiles(*jax.jit(lay)(q, k, v, chosen, scores), tokens)
     lists, offset = tiles.of_tiles, tiles.offset
-    listed = (tiles.of_tokens.ids >= 0).sum(dtype=jnp.float32) / shape.tokens
+    listed = (tiles.of_tokens.ids >= 0).sum(dtype=jnp.float32) / tokens
     product = 2 * q.shape[3]
     facts = {"union": float(lists.entries.sum(dtype=jnp.float32) / listed),
-             "visited_flops": float(2 * product * shape.rows * block * lists.entries.sum(dtype=jnp.float32)),
+             "visited_flops": float(2 * product * TILE * block * lists.entries.sum(dtype=jnp.float32)),
              "worked_flops": float(
                  2 * product * HALF * max(block, STEP_KEYS) * lists.steps.sum(dtype=jnp.float32))}
 
-    forward = lambda q, k, v, lists, offset: attend(q, k, v, lists, offset, shape, MULTIPROCESSORS)
+    forward = lambda q, k, v, lists, offset: attend(q, k, v, lists, offset, *sizes)
     arguments = tiles.q, tiles.k, tiles.v, lists, offset
     out, lse = jax.jit(forward)(*arguments)
-
-    lay_back = lambda *x: lay_out(config, back, *x, place, present, overlap=False)
-    tiles = jax.jit(lay_back)(q, k, v, chosen, scores)
-    filled = lambda x: x[:, : tiles.q.shape[1]] if x.shape[1] > tiles.q.shape[1] else whole_rows(x, tiles.q.shape[1])
-    out, lse = filled(out), filled(lse)
     delta = jax.jit(row_delta)(out, out)
-    backward = lambda *x: backward_queries(*x, back, MULTIPROCESSORS)
+    backward = lambda *x: backward_queries(*x, *sizes)
     weights = jnp.zeros(tiles.of_tokens.ids.shape)
     invert = lambda of_tokens, weights: inverse_lists(of_tokens, weights, tiles.k.shape[1] // block, block, PAIRS)
     inverse = jax.jit(invert)(tiles.of_tokens, weights)
-    backward_inverse = lambda *x: backward_keys(*x, back, MULTIPROCESSORS)
-    rows = whole_rows(fold_keys(router_q), back.tokens)
+    backward_inverse = lambda *x: backward_keys(*x, *sizes)
+    rows = whole_rows(fold_keys(router_q), tokens)
     return {
         "summaries": Part(pool, (router_k,), {}),
         "choice": Part(choose, (router_q, summaries), {}),
         "lists": Part(lay, (q, k, v, chosen, scores), {}),
         "attention": Part(forward, arguments, facts),
-        "backward_queries": Part(
-            backward, (tiles.q, out, lse, delta, tiles.k, tiles.v, tiles.of_tiles, tiles.offset), {}),
+        "backward_queries": Part(backward, (tiles.q, out, lse, delta, tiles.k, tiles.v, lists, offset), {}),
         "inverse": Part(invert, (tiles.of_tokens, weights), {}),
         "backward_keys": Part(
             backward_inverse, (tiles.q, out, lse, delta, rows, tiles.k, tiles.v, inverse, offset), {}),

@@ -17,7 +17,7 @@ from subq_jax import SelectionConfig, selective_attention
 from subq_jax.kernels.gpu.inverse import inverse_lists
 from subq_jax.kernels.gpu.limits import unsupported
 from subq_jax.kernels.gpu.lists import TokenLists
-from subq_jax.kernels.gpu.tile import forward_shape, tile_shape
+from subq_jax.kernels.gpu.tile import tokens_of_tile
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.tree import SummaryTree
 
@@ -120,5 +120,4 @@ def test_other_sizes_run_as_xla_and_say_why():
 
 @pytest.mark.parametrize(("group", "tokens"), [(1, 16), (7, 16), (8, 16), (9, 8), (16, 8), (32, 4)])
 def test_tiles_hold_whole_tokens(group, tokens):
-    assert tile_shape(group, 64).tokens == tokens
-    assert forward_shape(group, 64).tokens == tokens * (3 if group <= 16 else 2) // 2
+    assert tokens_of_tile(group) == tokens

@@ -29,8 +29,11 @@ from subq_jax.kernels.gpu.tile import (
     FLOOR,
     HALF,
     LOG2E,
+    PRODUCER,
     REGISTERS,
     STEP_KEYS,
+    TILE,
+    WORKERS,
     TileShape,
     by_row,
     constant,
@@ -48,57 +51,57 @@ from subq_jax.kernels.gpu.tile import (
 )
 
 
-def attend(q, k, v, lists: TileLists, offset, shape: TileShape, ctas: int):
+def attend(q, k, v, lists: TileLists, offset, tokens: int, block: int, ctas: int):
     """Outputs and log-sum-exps of whole tiles.
 
     Args:
-      q: rows [X, P * G, H], token by token, at least a tile's. Where they are no whole tiles the last one begins before
-        the one before it ends, and both find the same for the rows that they share.
+      q: rows [X, P * G, H], token by token, in tiles of 128.
       k, v: [X, S, H]; S is a multiple of `block`.
       lists: the blocks of every tile.
       offset: int32 [X], position of the first token.
-      shape: of tiles.
+      tokens: of a tile.
+      block: positions of a block.
       ctas: blocks of threads, one for each multiprocessor.
 
     Returns:
       outputs [X, P * G, H] in `q`'s dtype and log-sum-exps float32 [X, P * G]; 0 and -7e28 for rows that see nothing.
     """
-    (count, rows, head_dim), shape = q.shape, shape._replace(keys=max(STEP_KEYS, shape.block))
-    (workers, stages), ctas = (shape.workers, stages_of(shape.block)), min(ctas, count * rows // shape.rows)
+    (count, rows, head_dim), shape = q.shape, TileShape(tokens, block, max(STEP_KEYS, block))
+    ctas = min(ctas, count * rows // TILE)
+    gates = max(32, shape.together * tokens)  # a slot of gates is a whole line of 128 bytes
     scratch = {
-        "q_buffer": matrix(2 * workers, HALF, head_dim, dtype=q.dtype),
-        "k_ring": matrix(stages, shape.keys, head_dim, dtype=q.dtype),
-        "v_ring": matrix(stages, shape.keys, head_dim, dtype=q.dtype),
-        "gate_ring": plgpu.SMEM((stages, shape.gates), jnp.float32),
-        "lse_buffer": plgpu.SMEM((workers, HALF), jnp.float32),
-        "q_full": plgpu.Barrier(num_barriers=2 * workers),
-        "q_free": plgpu.Barrier(num_barriers=2 * workers),
-        "full": plgpu.Barrier(num_arrivals=2 * shape.together + 1, num_barriers=stages),
-        "free": plgpu.Barrier(num_arrivals=workers, num_barriers=stages),
+        "q_buffer": matrix(2 * WORKERS, HALF, head_dim, dtype=q.dtype),
+        "k_ring": matrix(stages_of(block), shape.keys, head_dim, dtype=q.dtype),
+        "v_ring": matrix(stages_of(block), shape.keys, head_dim, dtype=q.dtype),
+        "gate_ring": plgpu.SMEM((stages_of(block), gates), jnp.float32),
+        "lse_buffer": plgpu.SMEM((WORKERS, HALF), jnp.float32),
+        "q_full": plgpu.Barrier(num_barriers=2 * WORKERS),
+        "q_free": plgpu.Barrier(num_barriers=2 * WORKERS),
+        "full": plgpu.Barrier(num_arrivals=2 * shape.together + 1, num_barriers=stages_of(block)),
+        "free": plgpu.Barrier(num_arrivals=WORKERS, num_barriers=stages_of(block)),
     }
 
     results = [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((count, rows), jnp.float32)]
     arguments = q, k, v, lists.entries, lists.blocks, lists.gates, lists.steps, lists.own, offset
     kernel = functools.partial(_kernel, shape=shape, ctas=ctas)
-    return launch(kernel, results, scratch, ctas, arguments, workers=workers, automatic_barriers=False)
+    return launch(kernel, results, scratch, ctas, arguments, automatic_barriers=False)
 
 
 def _kernel(q, k, v, entries, blocks, gates, steps, own, offset, out, lse, *, q_buffer, k_ring, v_ring, gate_ring,
             lse_buffer, q_full, q_free, full, free, shape: TileShape, ctas: int):
-    (warpgroup, workers), stages = (lax.axis_index("warpgroup"), shape.workers), k_ring.shape[0]
+    warpgroup, stages = lax.axis_index("warpgroup"), k_ring.shape[0]
     all_steps = lambda x, tile: lax.div(entries[x, tile], jnp.int32(shape.together))
-    first_token = lambda tile: jnp.minimum(tile * shape.tokens, q.shape[1] // shape.group - shape.tokens)
-    rows_of = lambda tile, worker: pl.ds(first_token(tile) * shape.group + worker * HALF, HALF)
-    buffer_of = lambda number, worker: (number & 1) * workers + worker
+    rows_of = lambda tile, worker: pl.ds(tile * TILE + worker * HALF, HALF)
+    buffer_of = lambda number, worker: (number & 1) * WORKERS + worker
 
-    @pl.when(warpgroup < workers)
+    @pl.when(warpgroup < WORKERS)
     def _():
-        plgpu.set_max_registers(REGISTERS[workers][0], action="increase")
+        plgpu.set_max_registers(REGISTERS[0], action="increase")
         worker = _Worker(shape, q.shape[2], q.dtype, warpgroup, gate_ring)
 
         def tile(x, tile, number, ring):
             mine, queries = steps[x, tile, warpgroup], q_buffer.at[buffer_of(number, warpgroup)]
-            positions = row_positions(shape, offset[x] + first_token(tile) + warpgroup * shape.own_tokens)
+            positions = row_positions(shape, offset[x] + tile * shape.tokens + warpgroup * worker.tokens)
             slot_of = lambda step: (ring + step) & (stages - 1)
             own_step = lambda i: own[x, tile, warpgroup, jnp.minimum(i, mine - 1)]
 
@@ -156,14 +159,14 @@ def _kernel(q, k, v, entries, blocks, gates, steps, own, offset, out, lse, *, q_
         for_each_item(*entries.shape, ctas, tile, jnp.int32(0))
         plgpu.wait_smem_to_gmem(0)
 
-    @pl.when(warpgroup == workers)
+    @pl.when(warpgroup == PRODUCER)
     def _():
-        plgpu.set_max_registers(REGISTERS[workers][1], action="decrease")
+        plgpu.set_max_registers(REGISTERS[1], action="decrease")
         copies = ((gates, gate_ring, full, free, "gates"), (k, k_ring, full, None, "blocks"),
                   (v, v_ring, full, None, "blocks"))
 
         def tile(x, tile, number, ring):
-            for worker in range(workers):
+            for worker in range(WORKERS):
                 buffer = buffer_of(number, worker)
 
                 @pl.when(number > 1)
@@ -180,7 +183,7 @@ def _kernel(q, k, v, entries, blocks, gates, steps, own, offset, out, lse, *, q_
 
         @pl.when(number > 1)
         def _():
-            for worker in range(workers):
+            for worker in range(WORKERS):
                 plgpu.barrier_wait(q_free.at[buffer_of(number, worker)])
 
 
@@ -189,13 +192,14 @@ class _Worker:
 
     def __init__(self, shape: TileShape, head_dim: int, dtype, warpgroup, gate_ring):
         self.shape, self.dtype, self.warpgroup, self.gate_ring = shape, dtype, warpgroup, gate_ring
+        self.tokens = HALF // shape.group
         self.masks = token_masks(shape, plgpu.broadcasted_iota(jnp.int32, (HALF,), 0, layout=ROWS))
         self.scale = LOG2E / math.sqrt(head_dim)
 
     def gates(self, slot, block: int):
         """The gates of the step's block for every row, as powers of 2."""
-        first = block * self.shape.tokens + self.warpgroup * self.shape.own_tokens
-        return spread(self.masks, [self.gate_ring[slot, first + j] * LOG2E for j in range(self.shape.own_tokens)])
+        first = block * self.shape.tokens + self.warpgroup * self.tokens
+        return spread(self.masks, [self.gate_ring[slot, first + j] * LOG2E for j in range(self.tokens)])
 
     def softmax(self, logits, top, norm, slot):
         """A step of the running softmax.

@@ -27,6 +27,7 @@ from subq_jax.kernels.gpu.tensor_core import ACC, COLUMNS, ROWS
 from subq_jax.kernels.gpu.tile import (
     HALF,
     LOG2E,
+    PRODUCER,
     REGISTERS,
     UNSEEN,
     WORKERS,
@@ -44,7 +45,7 @@ STAGES = 4  # steps in shared memory
 LINE = 32  # float32 numbers in 128 bytes, where a copy into shared memory may begin
 
 
-def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, offset, shape: TileShape,
+def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, offset, tokens: int, block: int,
                   ctas: int):
     """Gradients along the inverse lists.
 
@@ -55,15 +56,17 @@ def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, o
       k, v: [X, S, H]; S is a multiple of `block`.
       inverse: the tokens of every block; `weights` are the gradients of its scores.
       offset: int32 [X], position of the first token.
-      shape: of tiles, of which a token's rows and a block's positions count.
+      tokens: of a tile of 128 rows.
+      block: positions of a block.
       ctas: blocks of threads, one for each multiprocessor.
 
     Returns:
       the gradients of `k` and `v`, in their dtype, and for every block the sum of its tokens' `router_q` times their
       weights, float32 [X, NB, R].
     """
-    (count, length, head_dim), width, blocks = k.shape, router_q.shape[2], k.shape[1] // shape.block
-    shape, block, pieces = shape._replace(keys=HALF), shape.block, inverse.pieces.shape[1]
+    (count, length, head_dim), width, blocks = k.shape, router_q.shape[2], k.shape[1] // block
+    shape = TileShape(tokens, block, HALF)
+    pieces = inverse.pieces.shape[1]
     if block < HALF:  # a product has 64 rows: the next block's positions fill it up and take no part
         k, v = (jnp.pad(x, ((0, 0), (0, HALF - block), (0, 0))) for x in (k, v))
     step_tokens = HALF // shape.group
@@ -104,7 +107,7 @@ def _kernel(q, d_out, stats, router_q, k, v, tokens, gates, weights, pieces, off
 
     @pl.when(warpgroup < WORKERS)
     def _():
-        plgpu.set_max_registers(REGISTERS[WORKERS][0], action="increase")
+        plgpu.set_max_registers(REGISTERS[0], action="increase")
         mine, turn = (warpgroup, jnp.int32(0)) if every == 1 else (jnp.int32(0), warpgroup)
         masks = token_masks(shape, plgpu.broadcasted_iota(jnp.int32, (HALF,), 0, layout=COLUMNS))
         row = plgpu.broadcasted_iota(jnp.int32, (HALF, HALF), 0, layout=ACC) + mine * HALF
@@ -161,9 +164,9 @@ def _kernel(q, d_out, stats, router_q, k, v, tokens, gates, weights, pieces, off
 
         for_each_item(*pieces.shape[:2], ctas, piece, jnp.int32(0))
 
-    @pl.when(warpgroup == WORKERS)
+    @pl.when(warpgroup == PRODUCER)
     def _():
-        plgpu.set_max_registers(REGISTERS[WORKERS][1], action="decrease")
+        plgpu.set_max_registers(REGISTERS[1], action="decrease")
 
         def piece(x, number, count, ring):
             block, begin, end = pieces[x, number, 0], pieces[x, number, 1], pieces[x, number, 3]

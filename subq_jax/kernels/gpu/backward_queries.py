@@ -21,8 +21,10 @@ from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
 from subq_jax.kernels.gpu.tile import (
     HALF,
     LOG2E,
+    PRODUCER,
     REGISTERS,
     STEP_KEYS,
+    TILE,
     WORKERS,
     TileShape,
     by_row,
@@ -42,30 +44,33 @@ from subq_jax.kernels.gpu.tile import (
 STAGES = 2  # steps in shared memory, a power of 2
 
 
-def backward_queries(q, d_out, lse, delta, k, v, lists: TileLists, offset, shape: TileShape, ctas: int):
+def backward_queries(q, d_out, lse, delta, k, v, lists: TileLists, offset, tokens: int, block: int, ctas: int):
     """Gradients along the lists of whole tiles.
 
     Args:
-      q, d_out: rows [X, P * G, H], token by token, in whole tiles of two workers.
+      q, d_out: rows [X, P * G, H], token by token, in tiles of 128.
       lse, delta: float32 [X, P * G], the forward pass's log-sum-exps and each row's sum of output times `d_out`.
       k, v: [X, S, H]; S is a multiple of `block`.
       lists: the blocks of every tile.
       offset: int32 [X], position of the first token.
-      shape: of tiles.
+      tokens: of a tile.
+      block: positions of a block.
       ctas: blocks of threads, one for each multiprocessor.
 
     Returns:
       the gradient of `q`, and that of `lists.gates`, float32 [X, tiles, room * tokens]; what stands behind a tile's
       entries is never written, as are those of a worker's tokens in steps that it passes over.
     """
-    head_dim, ctas = q.shape[2], min(ctas, q.shape[0] * q.shape[1] // shape.rows)
+    (count, rows, head_dim), shape = q.shape, TileShape(tokens, block, STEP_KEYS)
+    ctas = min(ctas, count * rows // TILE)
+    gates = max(32, shape.together * tokens)
     of_parts = (*lists.gates.shape[:2], lists.gates.shape[2] * shape.parts)
     scratch = {
         "q_buffer": matrix(WORKERS, HALF, head_dim, dtype=q.dtype),
         "d_out_buffer": matrix(WORKERS, HALF, head_dim, dtype=q.dtype),
         "k_ring": matrix(STAGES, STEP_KEYS, head_dim, dtype=q.dtype),
         "v_ring": matrix(STAGES, STEP_KEYS, head_dim, dtype=q.dtype),
-        "gate_ring": plgpu.SMEM((STAGES, shape.gates), jnp.float32),
+        "gate_ring": plgpu.SMEM((STAGES, gates), jnp.float32),
         "sum_buffer": plgpu.SMEM((WORKERS, 2, HALF), jnp.float32),  # one is written while the other is still read
         "rows_full": plgpu.Barrier(num_arrivals=2, num_barriers=WORKERS),
         "rows_free": plgpu.Barrier(num_barriers=WORKERS),
@@ -76,7 +81,7 @@ def backward_queries(q, d_out, lse, delta, k, v, lists: TileLists, offset, shape
     results = [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(of_parts, jnp.float32)]
     arguments = q, d_out, lse, delta, k, v, lists.entries, lists.blocks, lists.gates, lists.steps, lists.own, offset
     dq, d_gates = launch(functools.partial(_kernel, shape=shape, ctas=ctas), results, scratch, ctas, arguments)
-    return dq, d_gates.reshape(*d_gates.shape[:2], -1, shape.parts, shape.tokens).sum(axis=3).reshape(lists.gates.shape)
+    return dq, d_gates.reshape(*d_gates.shape[:2], -1, shape.parts, tokens).sum(axis=3).reshape(lists.gates.shape)
 
 
 def _kernel(q, d_out, lse, delta, k, v, entries, blocks, gates, steps, own, offset, dq, d_gates, *, q_buffer,
@@ -84,12 +89,12 @@ def _kernel(q, d_out, lse, delta, k, v, entries, blocks, gates, steps, own, offs
             ctas: int):
     warpgroup = lax.axis_index("warpgroup")
     all_parts = lambda x, tile: lax.div(entries[x, tile] * shape.parts, jnp.int32(shape.together))
-    rows_of = lambda tile, worker: pl.ds(tile * shape.rows + worker * HALF, HALF)
+    rows_of = lambda tile, worker: pl.ds(tile * TILE + worker * HALF, HALF)
 
     @pl.when(warpgroup < WORKERS)
     def _():
-        plgpu.set_max_registers(REGISTERS[WORKERS][0], action="increase")
-        own_tokens = shape.own_tokens
+        plgpu.set_max_registers(REGISTERS[0], action="increase")
+        own_tokens = HALF // shape.group
         masks = token_masks(shape, plgpu.broadcasted_iota(jnp.int32, (HALF,), 0, layout=ROWS))
         scale = LOG2E / math.sqrt(q.shape[2])
         size = min(shape.keys, shape.block)
@@ -157,9 +162,9 @@ def _kernel(q, d_out, lse, delta, k, v, entries, blocks, gates, steps, own, offs
         for_each_item(*entries.shape, ctas, tile, jnp.int32(0))
         plgpu.wait_smem_to_gmem(0)
 
-    @pl.when(warpgroup == WORKERS)
+    @pl.when(warpgroup == PRODUCER)
     def _():
-        plgpu.set_max_registers(REGISTERS[WORKERS][1], action="decrease")
+        plgpu.set_max_registers(REGISTERS[1], action="decrease")
         copies = ((gates, gate_ring, full, free, "gates"), (k, k_ring, full, None, "blocks"),
                   (v, v_ring, full, None, "blocks"))
 

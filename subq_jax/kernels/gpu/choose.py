@@ -30,7 +30,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu import tensor_core
 from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
-from subq_jax.kernels.gpu.tile import HALF, REGISTERS, WORKERS, by_row, drain, for_each_item, launch, matrix
+from subq_jax.kernels.gpu.tile import HALF, PRODUCER, REGISTERS, WORKERS, by_row, drain, for_each_item, launch, matrix
 from subq_jax.selection.summaries import score_scale
 
 QUERIES = HALF * WORKERS  # of a block of threads
@@ -104,7 +104,7 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buf
 
     @pl.when(warpgroup < WORKERS)
     def _():
-        plgpu.set_max_registers(REGISTERS[WORKERS][0], action="increase")
+        plgpu.set_max_registers(REGISTERS[0], action="increase")
         column = plgpu.broadcasted_iota(jnp.int32, (HALF, tile), 1, layout=ACC)
         place = plgpu.broadcasted_iota(jnp.int32, (HALF, held_slots), 1, layout=ACC)
 
@@ -151,9 +151,9 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buf
 
         for_each_item(*spans.shape[:2], ctas, query_tile, jnp.int32(0))
 
-    @pl.when(warpgroup == WORKERS)
+    @pl.when(warpgroup == PRODUCER)
     def _():
-        plgpu.set_max_registers(REGISTERS[WORKERS][1], action="decrease")
+        plgpu.set_max_registers(REGISTERS[1], action="decrease")
 
         def query_tile(x, query_tile, number, step):
             begin, a, b, end = (spans[x, query_tile, j] for j in range(4))

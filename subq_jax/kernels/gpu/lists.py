@@ -9,7 +9,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from subq_jax.kernels.gpu.tile import UNSEEN, WARPS, TileShape, for_each_item, stages_of
+from subq_jax.kernels.gpu.tile import STEP_KEYS, UNSEEN, WARPS, WORKERS, TileShape, for_each_item, stages_of
 from subq_jax.kernels.xla.layout import repeat_heads
 from subq_jax.kernels.xla.selective import local_ids, sink_ids
 from subq_jax.selection.config import SelectionConfig
@@ -68,24 +68,24 @@ def token_lists(ids, scores, place: QueryPlace, config: SelectionConfig, kv_head
     return TokenLists(listed, gates)
 
 
-def tile_lists(lists: TokenLists, shape: TileShape, num_blocks: int, ctas: int) -> TileLists:
-    """Merges the lists of the tokens of every tile.
+def tile_lists(lists: TokenLists, tokens: int, block: int, num_blocks: int, ctas: int) -> TileLists:
+    """Merges the lists of every `tokens` neighbours.
 
     Args:
-      shape: of tiles. The last step is filled up with blocks that nobody sees.
+      block: positions of a block. The last step is filled up with blocks that nobody sees.
       num_blocks: blocks that there are.
       ctas: blocks of threads.
     """
-    (count, padded, slots), (tokens, workers) = lists.ids.shape, (shape.tokens, shape.workers)
-    together, tiles = shape.together, padded // tokens
+    (count, padded, slots), tiles = lists.ids.shape, lists.ids.shape[1] // tokens
+    together, leap = TileShape(tokens, block, STEP_KEYS).together, stages_of(block) - 1
     steps = -(-min(tokens * slots, num_blocks) // (together * ALIKE)) * ALIKE
     room = steps * together
     results = [((count, tiles), jnp.int32), ((count, tiles, room), jnp.int32),
                ((count, tiles, room * tokens), jnp.float32), ((count, padded, slots), jnp.int32),
-               ((count, tiles, workers), jnp.int32), ((count, tiles, workers, steps), jnp.int32)]
+               ((count, tiles, WORKERS), jnp.int32), ((count, tiles, WORKERS, steps), jnp.int32)]
     ctas = min(ctas * RESIDENT, -(-count * tiles // WARPS))
     merge = plgpu.kernel(
-        functools.partial(_merge, shape=shape, leap=stages_of(shape.block) - 1, ctas=ctas),
+        functools.partial(_merge, tokens=tokens, together=together, leap=leap, ctas=ctas),
         out_type=[jax.ShapeDtypeStruct(*x) for x in results], grid=(ctas,), grid_names=("cta",))
     return TileLists(*merge(*lists))
 
@@ -98,10 +98,10 @@ def gates_of_tokens(x, at, tokens: int):
     return jnp.take_along_axis(x, place, axis=2, mode="clip").reshape(at.shape)
 
 
-def _merge(ids, gates, entries, blocks, tile_gates, at, steps, own, *, shape: TileShape, leap: int, ctas: int):
+def _merge(ids, gates, entries, blocks, tile_gates, at, steps, own, *, tokens: int, together: int, leap: int,
+           ctas: int):
     """Every warp merges the sorted lists of its tiles' tokens as one thread would; a tile takes microseconds."""
-    (slots, number), workers = (ids.shape[2], jnp.int32), range(shape.workers)
-    tokens, together, each = shape.tokens, shape.together, shape.own_tokens
+    (slots, each), number = (ids.shape[2], tokens // WORKERS), jnp.int32
 
     def read(x, token, cursor):
         return jnp.where(cursor < slots, ids[x, token, jnp.minimum(cursor, slots - 1)], -1)
@@ -127,15 +127,15 @@ def _merge(ids, gates, entries, blocks, tile_gates, at, steps, own, *, shape: Ti
 
     def step(s, state, x, tile):
         cursors, heads, listed, last, taken = state
-        alive, seen = number(0), [number(0)] * shape.workers
+        alive, seen = number(0), [number(0)] * WORKERS
         for j in range(together):
             cursors, heads, some, theirs = entry(x, tile, s * together + j, cursors, heads)
             listed, alive = listed + some, alive | some
             seen = [functools.reduce(jnp.bitwise_or, theirs[w * each : (w + 1) * each], seen[w])
-                    for w in workers]
-        for w in workers:
+                    for w in range(WORKERS)]
+        for w in range(WORKERS):
             own[x, tile, w, taken[w]] = s
-        takes = [(seen[w] > 0) | (s == 0) | ((alive > 0) & (s - last[w] == leap)) for w in workers]
+        takes = [(seen[w] > 0) | (s == 0) | ((alive > 0) & (s - last[w] == leap)) for w in range(WORKERS)]
         last = tuple(jnp.where(mine, s, before) for mine, before in zip(takes, last, strict=True))
         taken = tuple(count + mine.astype(number) for mine, count in zip(takes, taken, strict=True))
         return cursors, heads, listed, last, taken
@@ -148,10 +148,10 @@ def _merge(ids, gates, entries, blocks, tile_gates, at, steps, own, *, shape: Ti
 
         zeros = lambda n: (number(0),) * n
         heads = tuple(read(x, tile * tokens + j, number(0)) for j in range(tokens))
-        start = zeros(tokens), heads, number(0), zeros(shape.workers), zeros(shape.workers)
+        start = zeros(tokens), heads, number(0), zeros(WORKERS), zeros(WORKERS)
         _, _, listed, _, taken = lax.fori_loop(0, own.shape[3] // ALIKE, some_steps, start)
         entries[x, tile] = lax.div(jnp.maximum(listed, 1) + (together - 1), number(together)) * together
-        for w in workers:
+        for w in range(WORKERS):
             steps[x, tile, w] = taken[w]
         return carry
 

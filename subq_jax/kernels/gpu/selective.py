@@ -21,7 +21,7 @@ from subq_jax.kernels.gpu.choose import QUERIES, best_blocks, tile_of
 from subq_jax.kernels.gpu.inverse import inverse_lists
 from subq_jax.kernels.gpu.limits import unsupported
 from subq_jax.kernels.gpu.lists import TileLists, TokenLists, gates_of_tokens, tile_lists, token_lists
-from subq_jax.kernels.gpu.tile import TileShape, forward_shape, tile_shape
+from subq_jax.kernels.gpu.tile import TILE, tokens_of_tile
 from subq_jax.kernels.xla.layout import (
     fold,
     fold_keys,
@@ -95,43 +95,30 @@ class Tiles(NamedTuple):
     of_tokens: TokenLists
     of_tiles: TileLists
     offset: jax.Array
+    tokens: int  # of a tile
 
 
-def lay_out(config: SelectionConfig, shape: TileShape, q, k, v, chosen, scores, place: QueryPlace, present, *,
-            overlap: bool) -> Tiles:
-    """The arguments of kernels that work in tiles.
-
-    With `overlap` the last tile's tokens are the last ones, of which the tile before may have some too, and `q` need
-    not be copied to be filled up.
-    """
-    (queries, kv_heads), size, tokens = (q.shape[1], k.shape[2]), config.block_size, shape.tokens
-    overlap = overlap and queries > tokens
-    if overlap and queries % tokens:
-        tiled = lambda x, _=0: jnp.concatenate([x[:, : queries - queries % tokens], x[:, queries - tokens :]], axis=1)
-    else:
-        tiled = lambda x, fill=0: whole_rows(x, tokens, fill)
-    of_tokens = token_lists(tiled(chosen, -1), tiled(scores), jax.tree.map(tiled, place), config, kv_heads)
+def lay_out(config: SelectionConfig, q, k, v, chosen, scores, place: QueryPlace, present) -> Tiles:
+    kv_heads, size = k.shape[2], config.block_size
+    tokens = tokens_of_tile(q.shape[2] // kv_heads)
+    chosen, scores = (whole_rows(x, tokens, fill) for x, fill in ((chosen, -1), (scores, 0)))
+    of_tokens = token_lists(chosen, scores, jax.tree.map(lambda x: whole_rows(x, tokens), place), config, kv_heads)
     k, v = (whole_rows(fold_keys(clear_absent_keys(x, present)), size) for x in (k, v))
-    of_tiles = tile_lists(of_tokens, shape, k.shape[1] // size, MULTIPROCESSORS)
+    of_tiles = tile_lists(of_tokens, tokens, size, k.shape[1] // size, MULTIPROCESSORS)
     offset = repeat_heads(place.position[:, 0], kv_heads)
-    rows = _rows(q, kv_heads, shape) if overlap else tile_rows(q, kv_heads, shape)
-    return Tiles(rows, k, v, of_tokens, of_tiles, offset)
+    return Tiles(tile_rows(q, kv_heads, tokens), k, v, of_tokens, of_tiles, offset, tokens)
 
 
-def tile_rows(q, kv_heads: int, shape: TileShape):
+def tile_rows(q, kv_heads: int, tokens: int):
     """Queries as rows of whole tiles, groups filled up: [X, P * G, H]."""
-    return _rows(whole_rows(q, shape.tokens), kv_heads, shape)
-
-
-def _rows(q, kv_heads: int, shape: TileShape):
-    q = fold_queries(q, kv_heads)
-    q = jnp.pad(q, ((0, 0), (0, 0), (0, shape.group - q.shape[2]), (0, 0)))
+    q = whole_rows(fold_queries(q, kv_heads), tokens)
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, TILE // tokens - q.shape[2]), (0, 0)))
     return q.reshape(q.shape[0], -1, q.shape[3])
 
 
-def _from_rows(rows, like, kv_heads: int, shape: TileShape):
-    """The queries [B, T, N, H] of rows [X, P * G, H]."""
-    rows = rows.reshape(rows.shape[0], -1, shape.group, rows.shape[2])
+def _from_rows(rows, like, kv_heads: int, tokens: int):
+    """The inverse of `tile_rows`: [B, T, N, H]."""
+    rows = rows.reshape(rows.shape[0], -1, TILE // tokens, rows.shape[2])
     return unfold_queries(rows[:, : like.shape[1], : like.shape[2] // kv_heads], like.shape[0])
 
 
@@ -141,32 +128,31 @@ def _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place, p
 
 
 def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
-    shape = forward_shape(q.shape[2] // k.shape[2], config.block_size)
-    tiles = lay_out(config, shape, q, k, v, chosen, scores, place, present, overlap=True)
-    out, lse = attend(tiles.q, tiles.k, tiles.v, tiles.of_tiles, tiles.offset, shape, MULTIPROCESSORS)
-    out, lse = _from_rows(out, q, k.shape[2], shape), lse.reshape(lse.shape[0], -1, shape.group)[:, : q.shape[1]]
+    tiles = lay_out(config, q, k, v, chosen, scores, place, present)
+    out, lse = attend(
+        tiles.q, tiles.k, tiles.v, tiles.of_tiles, tiles.offset, tiles.tokens, config.block_size, MULTIPROCESSORS)
+    out = _from_rows(out, q, k.shape[2], tiles.tokens)
     return out, (q, k, v, router_q, summaries, chosen, scores, place, present, out, lse)
 
 
 def _attend_backward(config, gate, residuals, d_out):
     q, k, v, router_q, summaries, chosen, scores, place, present, out, lse = residuals
     (batch, length, kv_heads), queries, size = k.shape[:3], q.shape[1], config.block_size
-    shape = tile_shape(q.shape[2] // kv_heads, size)
-    tiles = lay_out(config, shape, q, k, v, chosen, scores, place, present, overlap=False)
-    d_rows, out = (tile_rows(x, kv_heads, shape) for x in (d_out, out))
-    lse, delta = whole_rows(lse, shape.tokens).reshape(d_rows.shape[:2]), row_delta(d_rows, out)
-    shared = tiles.offset, shape, MULTIPROCESSORS
+    tiles = lay_out(config, q, k, v, chosen, scores, place, present)
+    d_rows, out = (tile_rows(x, kv_heads, tiles.tokens) for x in (d_out, out))
+    delta = row_delta(d_rows, out)
+    shared = tiles.offset, tiles.tokens, size, MULTIPROCESSORS
     dq, d_gates = backward_queries(tiles.q, d_rows, lse, delta, tiles.k, tiles.v, tiles.of_tiles, *shared)
 
     slots = slice(config.local_blocks, config.local_blocks + config.num_blocks)
-    d_scores = gates_of_tokens(d_gates, tiles.of_tiles.at, shape.tokens)[:, :queries, slots]
+    d_scores = gates_of_tokens(d_gates, tiles.of_tiles.at, tiles.tokens)[:, :queries, slots]
     d_scores = jnp.where(chosen >= 0, d_scores, 0.0) if gate else jnp.zeros(chosen.shape)
     weights = jnp.zeros(tiles.of_tokens.ids.shape).at[:, :queries, slots].set(d_scores)
     inverse = inverse_lists(tiles.of_tokens, weights, tiles.k.shape[1] // size, size, PAIRS)
     dk, dv, side = backward_keys(
-        tiles.q, d_rows, lse, delta, whole_rows(fold_keys(router_q), shape.tokens), tiles.k, tiles.v, inverse, *shared)
+        tiles.q, d_rows, lse, delta, whole_rows(fold_keys(router_q), tiles.tokens), tiles.k, tiles.v, inverse, *shared)
 
-    dq = _from_rows(dq, q, kv_heads, shape)
+    dq = _from_rows(dq, q, kv_heads, tiles.tokens)
     dk, dv = (unfold_keys(x[:, :length], batch) for x in (dk, dv))
     scale = score_scale(router_q.shape[-1])
     d_summaries = (side.reshape(summaries.shape) * scale).astype(summaries.dtype)

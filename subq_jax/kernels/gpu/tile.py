@@ -1,13 +1,11 @@
 """What the kernels of attention share: a tile's rows, the blocks it lists, and the persistent loop over tiles.
 
-A tile is 128 or 192 rows: all query heads of neighbouring tokens and one KV head, token by token. Two or three
-warpgroups, the workers, own 64 rows each and share the blocks that another fetches:
+A tile is 128 rows: all query heads of 128 / G neighbouring tokens and one KV head, token by token. Two warpgroups own
+64 rows each and share the blocks that a third fetches:
 
     worker 0   rows  0 .. 63    token 0, heads 0 .. G-1
                                 token 1, ...                 producer: for every entry of the tile's list
     worker 1   rows 64 .. 127   ...                                    gates, keys and values -> ring in shared memory
-
-Neighbours choose alike, so that a larger tile moves fewer blocks a token, which is what the forward pass waits for.
 
 The list of a tile is the union of its tokens' blocks, descending, so that blocks in which some row's own position lies
 come first. Beside each block stand the tile's gates for it, `UNSEEN` for tokens that do not list it: added to the
@@ -26,13 +24,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
 
-HALF = 64  # rows of a warpgroup
-WORKERS = 2  # warpgroups that compute, where a kernel does not say otherwise; the one behind them copies
+TILE, HALF, WORKERS = 128, 64, 2  # rows of a tile and of a warpgroup, warpgroups that compute
+PRODUCER = WORKERS  # the warpgroup that copies
 STEP_KEYS = 64  # positions of a step of a tile's list, or of one block where that has more
 RING_KEYS = 4 * STEP_KEYS  # positions in shared memory, in the forward pass
 UNSEEN, FLOOR = -1e30, -1e29  # the gate of a block that is not seen, and the running maximum before the first that is
 WARPS = 4  # of a warpgroup
-REGISTERS = {2: (240, 24), 3: (160, 32)}  # by workers: of a thread that computes, of one that copies
+REGISTERS = 240, 24  # of a thread that computes, of one that copies
 LOG2E = math.log2(math.e)
 
 
@@ -49,28 +47,12 @@ class TileShape(NamedTuple):
 
     tokens: int  # of a tile
     block: int  # positions
-    workers: int = WORKERS
-    keys: int = STEP_KEYS  # positions of a step
-
-    @property
-    def rows(self) -> int:
-        """Of a tile."""
-        return self.workers * HALF
+    keys: int  # positions of a step
 
     @property
     def group(self) -> int:
         """Rows of a token."""
-        return self.rows // self.tokens
-
-    @property
-    def own_tokens(self) -> int:
-        """Tokens of a worker."""
-        return self.tokens // self.workers
-
-    @property
-    def gates(self) -> int:
-        """Numbers of a slot of gates, of whole lines of 128 bytes."""
-        return -(-self.together * self.tokens // 32) * 32
+        return TILE // self.tokens
 
     @property
     def together(self) -> int:
@@ -93,14 +75,9 @@ class TileShape(NamedTuple):
         return -(-self.edge_blocks // self.together)
 
 
-def tile_shape(group: int, block: int, workers: int = WORKERS) -> TileShape:
-    """Of tiles filled by tokens whose groups are filled up to a power of 2, and to the 8 rows that a copy can place."""
-    return TileShape(workers * HALF // max(8, 1 << (group - 1).bit_length()), block, workers)
-
-
-def forward_shape(group: int, block: int) -> TileShape:
-    """The forward pass's: three workers, but where the gates of a step were no 16 bytes or registers do not suffice."""
-    return tile_shape(group, block, 3 if group <= 16 and block <= STEP_KEYS else 2)
+def tokens_of_tile(group: int) -> int:
+    """Tokens whose heads fill a tile; a group is filled up to a power of 2, and to the 8 rows that a copy can place."""
+    return TILE // max(8, 1 << (group - 1).bit_length())
 
 
 def matrix(*shape: int, dtype):
@@ -109,8 +86,7 @@ def matrix(*shape: int, dtype):
     return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128)))
 
 
-def launch(kernel, results, scratch: dict, ctas: int, arguments, *, workers: int = WORKERS,
-           automatic_barriers: bool = True):
+def launch(kernel, results, scratch: dict, ctas: int, arguments, *, automatic_barriers: bool = True):
     """Runs `kernel(*arguments, *results, **scratch)`: warpgroups that compute and one that copies, in `ctas` blocks.
 
     Args:
@@ -119,7 +95,6 @@ def launch(kernel, results, scratch: dict, ctas: int, arguments, *, workers: int
       scratch: shared memory and barriers by name.
       ctas: blocks of threads.
       arguments: arrays.
-      workers: warpgroups that compute.
       automatic_barriers: whether the compiler puts a barrier at every use of shared memory, which would end the overlap
         of a kernel that holds those it needs.
     """
@@ -127,7 +102,7 @@ def launch(kernel, results, scratch: dict, ctas: int, arguments, *, workers: int
         pl.run_scoped(functools.partial(kernel, *refs), collective_axes="warpgroup", **scratch)
 
     return plgpu.kernel(
-        scoped, out_type=results, grid=(ctas,), grid_names=("cta",), num_threads=workers + 1, thread_name="warpgroup",
+        scoped, out_type=results, grid=(ctas,), grid_names=("cta",), num_threads=WORKERS + 1, thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(
             approx_math=True, unsafe_no_auto_barriers=not automatic_barriers,
             reduction_scratch_bytes=0),  # where warps would meet to reduce, both computing warpgroups would at once
