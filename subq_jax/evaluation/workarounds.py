@@ -26,7 +26,7 @@ Reader = Callable[[str, Question], Reply]
 
 SURE = 0.5  # likelier than all other tokens together
 
-_SENTENCE_ENDS = re.compile(r"(?<=\n)|(?<=[.!?] )")
+_SENTENCE_ENDS = re.compile(r"(?<=\n)|(?<=[.!?] )(?<!\b[A-Z]\. )")  # the initial of a name ends none
 _WORD_ENDS = re.compile(r"(?<=\s)(?=\S)")
 _CHARACTER_ENDS = re.compile(r"(?s)(?<=.)")
 _WORDS = re.compile(r"\w+")

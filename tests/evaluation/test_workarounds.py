@@ -56,6 +56,14 @@ def test_sentences_stay_whole_and_overlap_repeats_them():
     assert split_text("", 10, ENCODER) == []
 
 
+@pytest.mark.parametrize("size", [64, 256])
+def test_an_initial_ends_no_sentence(size):
+    rows = [f"Ada {initial}. Carver: 276-856-{number}\n" for number, initial in enumerate("BCDEFGHIJK" * 9, 1000)]
+    chunks = split_text("".join(rows), size, ENCODER)
+    assert [row for chunk in chunks for row in chunk.splitlines(keepends=True)] == rows
+    assert split_text("Is it B? It is. So", 8, ENCODER) == ["Is it ", "B? ", "It is. ", "So"]
+
+
 @pytest.mark.parametrize("size", [128, 512, 2048])
 def test_retrieval_reads_what_it_finds(size):
     pytest.importorskip("bm25s")
