@@ -154,7 +154,9 @@ def map_then_reduce(reader: Reader, chunks: Sequence[str], question: Question, e
         notes = shorter
     if not notes:
         return Reply("", 0.0, price)
-    reply = reader(split_text(notes, size, encoder)[0], question)
+    if encoder.count(notes) > size:
+        notes = split_text(notes, size, encoder)[0]
+    reply = reader(notes, question)
     return Reply(reply.text, reply.confidence, price + reply.price)
 
 

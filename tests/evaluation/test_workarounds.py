@@ -151,6 +151,28 @@ def test_long_notes_are_read_in_chunks_until_they_fit():
     assert copied.text.strip() == "chunk 0, of some length."  # notes that do not shrink are cut
 
 
+def test_notes_that_fit_are_read_whole():
+    class MergingTokenizer(ByteTokenizer):
+        """Has a token for a full stop, a space and what follows, as a BPE for a space and a word."""
+
+        def encode(self, text):
+            return super().encode(re.sub(r"\. (?=.)", ".", text))
+
+        def decode(self, tokens):
+            return re.sub(r"\.(?=\w)", ". ", super().decode(tokens))
+
+    contexts, notes = [], "One. Two.\n" * 4
+
+    def copying(context, question):
+        contexts.append(context)
+        return reply(context, context, question)
+
+    encoder = Encoder(MergingTokenizer())
+    assert encoder.count(notes) == 36 < sum(encoder.count("One. ", "Two.\n") for _ in range(4))
+    map_then_reduce(copying, ["One. Two."] * 4, Question("?", "", ()), encoder, size=36)
+    assert contexts[-1] == notes
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda: split_text("a", 0, ENCODER), "size must be an integer >= 1, got 0"),
     (lambda: split_text("a", 10, ENCODER, overlap=5), "overlap must be less than half of size=10, got 5"),
