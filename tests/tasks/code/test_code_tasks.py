@@ -65,6 +65,16 @@ def test_confusable_functions_of_the_context_are_wrong_answers():
     assert score("def total_weight(self, items):\n    return 0\n", question) == 0
 
 
+@pytest.mark.parametrize("name", ["code_search", "code_search_call"])
+def test_functions_that_an_answer_cannot_quote_are_not_asked_for(name):
+    words = " ".join(f"word{number}" for number in range(16))
+    text = documents()[1].replace("    line = ", f'    note = """\n{words}\n"""\n    line = note + ')
+    haystack = build(name, corpus=(documents()[0], text, *documents()[2:]))
+    assert haystack.questions
+    assert not any("def print_label" in question.outputs[0] for question in haystack.questions)
+    assert all(find_task(name).score(question.outputs[0], question) == 1 for question in haystack.questions)
+
+
 def test_next_line_and_its_far_definition():
     haystack = build("code_next_line", num_questions=1)
     (question,) = haystack.questions
