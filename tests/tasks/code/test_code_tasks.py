@@ -10,6 +10,7 @@ from shop import documents, request
 from subq_jax.tasks import TASKS, find_task, score_row
 from subq_jax.tasks.code.bodies import edit_similarity, is_body
 from subq_jax.tasks.code.completion import FAR
+from subq_jax.tasks.code.edits import _parameter_column
 from subq_jax.tasks.code.repository import read_repository
 from subq_jax.tasks.code.search import first_function, similarity
 
@@ -133,6 +134,19 @@ def test_edit():
     assert score("\n".join([*question.outputs, "done", "other"]), question) == 1
     assert score("\n".join(question.outputs[:2]), question) == pytest.approx(2 / 3)
     assert score("\n".join([*question.outputs, *question.wrong]), question) == pytest.approx(3 / 6)
+
+
+@pytest.mark.parametrize(("line", "expected"), [
+    ("    def f(a, b=(1)):\n", "    def f(a, b=(1)+):\n"), ("def f(a) -> (int):\n", "def f(a+) -> (int):\n"),
+    ("def f(a=g(1), /, b=(2)) -> g(3):\n", "def f(a=g(1), /, b=(2)+) -> g(3):\n")])
+def test_a_parameter_goes_before_the_parenthesis_that_closes_them(line, expected):
+    column = _parameter_column(line)
+    assert line[:column] + "+" + line[column:] == expected
+
+
+@pytest.mark.parametrize("line", ["def f():\n", "def f(a, /):\n", "def f(a,):\n", "def f(a, *b):\n", "class A(B):\n"])
+def test_signatures_without_a_place_for_a_parameter(line):
+    assert _parameter_column(line) == -1
 
 
 def functions_of(context):
