@@ -38,7 +38,8 @@ from subq_jax.files import append_rows, read_rows, write_rows, write_text
 from subq_jax.reporting.evaluation import templates, write_evaluation, write_evaluation_plots
 from subq_jax.reporting.results import arm_name
 from subq_jax.reporting.versions import versions
-from subq_jax.tasks import Request, Task, chances
+from subq_jax.tasks import CODE, Request, Task, chances
+from subq_jax.tasks.code import source_documents
 from subq_jax.training.workdir import only_process_in
 
 _RUNS = flags.DEFINE_list("runs", [], "Folders of training runs.")
@@ -73,25 +74,35 @@ def trained_model(folder: str) -> TrainedModel:
         raise ValueError(message) from error
 
 
-def haystack_choice(path: Path, corpus: tuple[str, ...]) -> dict:
-    """The flags that choose the haystacks, and the corpus's checksum; ValueError where `path` stores others.
+def haystack_choice(path: Path, corpus: tuple[str, ...], tasks: list[Task]) -> dict:
+    """The flags that choose the haystacks, and the checksum of the corpus; ValueError where `path` stores others.
 
-    Samples of other haystacks would pass for answers to the same prompts.
+    Samples of other haystacks would pass for answers to the same prompts. Tasks about code that have no corpus take
+    the standard library, which differs from one Python to the next: its checksum is added when they are asked first.
     """
     chosen = {name: flags.FLAGS[name].value for name in ("seed", "questions", "corpus", "corpus_suffix")}
-    digest = hashlib.sha256("\0".join(corpus).encode()).hexdigest()
+    checksums = {"corpus_sha256": checksum(corpus)}
+    if not corpus and any(task.name in CODE for task in tasks):
+        checksums["library_sha256"] = checksum(source_documents())
     try:
         stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else chosen
+        if not isinstance(stored, dict):
+            raise ValueError(f"it must be a JSON object, got {stored!r}")
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}; mend it, or choose another workdir") from error
     for name, value in chosen.items():
         if stored.get(name) != value:
             raise ValueError(f"--{name} must be {stored.get(name)!r}, as the samples in {path.parent} have it, "
                              f"got {value!r}; choose another workdir")
-    if stored.get("corpus_sha256", digest) != digest:
-        raise ValueError(f"--corpus must hold the files that the samples in {path.parent} are about, "
-                         f"got {task_flags.CORPUS.value} with others; choose another workdir")
-    return chosen | {"corpus_sha256": digest}
+    for name, value in checksums.items():
+        if stored.get(name, value) != value:
+            raise ValueError(f"--corpus must hold the files that the samples in {path.parent} are about, got "
+                             f"{task_flags.CORPUS.value or 'a standard library'} with others; choose another workdir")
+    return stored | chosen | checksums
+
+
+def checksum(documents: tuple[str, ...]) -> str:
+    return hashlib.sha256("\0".join(documents).encode()).hexdigest()
 
 
 def check_arms(models: list[TrainedModel]) -> None:
@@ -183,7 +194,7 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"--margin must be in (0, 1], got {_MARGIN.value:g}")
         with only_process_in(workdir):
             corpus = task_flags.corpus()
-            chosen = haystack_choice(workdir / "haystacks.json", corpus)
+            chosen = haystack_choice(workdir / "haystacks.json", corpus, tasks)
             models = [trained_model(folder) for folder in _RUNS.value]
             check_arms(models)
             write_text(workdir / "haystacks.json", json.dumps(chosen) + "\n")

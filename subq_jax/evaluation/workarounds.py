@@ -26,7 +26,7 @@ Reader = Callable[[str, Question], Reply]
 
 SURE = 0.5  # likelier than all other tokens together
 
-_SENTENCE_ENDS = re.compile(r"(?<=\n)|(?<=[.!?] )")
+_SENTENCE_ENDS = re.compile(r"(?<=\n)|(?<=[.!?] )(?<!\b[A-Z]\. )")  # the initial of a name ends none
 _WORD_ENDS = re.compile(r"(?<=\s)(?=\S)")
 _CHARACTER_ENDS = re.compile(r"(?s)(?<=.)")
 _WORDS = re.compile(r"\w+")
@@ -154,7 +154,9 @@ def map_then_reduce(reader: Reader, chunks: Sequence[str], question: Question, e
         notes = shorter
     if not notes:
         return Reply("", 0.0, price)
-    reply = reader(split_text(notes, size, encoder)[0], question)
+    if encoder.count(notes) > size:
+        notes = split_text(notes, size, encoder)[0]
+    reply = reader(notes, question)
     return Reply(reply.text, reply.confidence, price + reply.price)
 
 

@@ -13,7 +13,8 @@ from subq_jax.reporting.results import Row, arm_name, arms
 
 _ALL_TASKS = "mean over tasks"
 _INTERVALS = ("Intervals: Wilson's for independent right or wrong answers, else by resampling haystacks and seeds. "
-              "Equivalent: the 90% interval of the paired difference lies within the margin (two one-sided tests, 5%).")
+              "Equivalent: the 90% interval of the paired difference, widened by what haystacks too rare to be drawn "
+              "may change, lies within the margin (two one-sided tests, 5%).")
 _PRICES = ("Prices are those of one question asked alone, so that a context counts whole for each of its questions. "
            "Tokens read: of all contexts and prompts given to the model, mean over answers. FLOPs: analytic, of the "
            "forward passes over what was read and written, mean. Seconds: median.")

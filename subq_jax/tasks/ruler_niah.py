@@ -40,6 +40,7 @@ ANSWER_TOKENS = 128
 
 OURS = "niah_noise_32"
 LONGEST_SENTENCE = 60  # words; text without full stops is cut here, so that needles find places in it
+LONGEST_WORD = 200  # characters; text without spaces is cut here, or the context would end where one does not fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +222,7 @@ def natural_text(request: Request, name: str, rng: np.random.Generator, encoder:
 def _sentences(document: str) -> Iterator[list[str]]:
     """The words of each sentence."""
     sentence = []
-    for word in document.split():
+    for word in re.findall(rf"\S{{1,{LONGEST_WORD}}}", document):
         sentence.append(word)
         if len(sentence) == LONGEST_SENTENCE or re.search(r"[.!?][\"')\]]*$", word):
             yield sentence

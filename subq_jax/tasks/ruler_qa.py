@@ -30,7 +30,8 @@ TWO_HOPS = ('The function or class with the description "{description}" calls by
 SHORTEST, LONGEST = 4, 28  # letters of an answer: not to be met by chance, and within the answer's tokens
 DESCRIPTION_WORDS = range(4, 25)
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-TRIES = 20  # documents that do not fit, before a context counts as full
+FILLED = 0.8  # of the room for documents, at least
+TRIES = 20  # documents that do not fit, before a context so filled counts as full
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,7 @@ def build(name: str, request: Request) -> Haystack:
     if not asked:
         raise ValueError(f"{name} needs length >= {min(least)} with this tokenizer and corpus, got {request.length}")
     misses, taken, room = 0, set(chosen), room - longest
+    most_left = (1 - FILLED) * (room + cost(chosen, 0))
     for document in rng.permutation(len(definitions)).tolist():
         if document in taken:
             continue
@@ -102,9 +104,9 @@ def build(name: str, request: Request) -> Haystack:
             room -= needed
         else:
             misses += 1
-        if misses == TRIES:
+        if misses >= TRIES and room <= most_left:
             break
-    if not misses and room:
+    if room and not misses or room > most_left:
         raise corpus_too_small(request, name, room)
     order = [chosen[i] for i in rng.permutation(len(chosen))]
     pieces = [HEADER]

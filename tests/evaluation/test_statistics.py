@@ -197,6 +197,18 @@ def test_equivalence_at_the_margin_is_rarely_claimed(haystacks, worse, better):
     assert claimed / 300 < 0.1
 
 
+@pytest.mark.parametrize("haystacks", [10, 50, 200])
+def test_small_differences_everywhere_do_not_hide_rare_large_ones(haystacks):
+    claimed = 0
+    for number in range(200):
+        rng = np.random.default_rng(number)
+        second = 0.9 + rng.uniform(-0.01, 0.01, haystacks)
+        second[rng.random(haystacks) < 0.02 / 0.9] = 0  # the margin, in the mean
+        clusters = Clusters(range(haystacks))
+        claimed += equivalence(np.full(haystacks, 0.9), second, clusters, margin=0.02, resamples=400).equivalent
+    assert claimed / 200 < 0.1
+
+
 def test_effective_length():
     means = {4096: 0.95, 8192: 0.9, 16384: 0.856, 32768: 0.85, 65536: 0.9}
     assert effective_length(means) == 16384

@@ -56,6 +56,14 @@ def test_sentences_stay_whole_and_overlap_repeats_them():
     assert split_text("", 10, ENCODER) == []
 
 
+@pytest.mark.parametrize("size", [64, 256])
+def test_an_initial_ends_no_sentence(size):
+    rows = [f"Ada {initial}. Carver: 276-856-{number}\n" for number, initial in enumerate("BCDEFGHIJK" * 9, 1000)]
+    chunks = split_text("".join(rows), size, ENCODER)
+    assert [row for chunk in chunks for row in chunk.splitlines(keepends=True)] == rows
+    assert split_text("Is it B? It is. So", 8, ENCODER) == ["Is it ", "B? ", "It is. ", "So"]
+
+
 @pytest.mark.parametrize("size", [128, 512, 2048])
 def test_retrieval_reads_what_it_finds(size):
     pytest.importorskip("bm25s")
@@ -141,6 +149,28 @@ def test_long_notes_are_read_in_chunks_until_they_fit():
 
     copied = map_then_reduce(lambda context, question: reply(context, context, question), chunks, ask, ENCODER, size=40)
     assert copied.text.strip() == "chunk 0, of some length."  # notes that do not shrink are cut
+
+
+def test_notes_that_fit_are_read_whole():
+    class MergingTokenizer(ByteTokenizer):
+        """Has a token for a full stop, a space and what follows, as a BPE for a space and a word."""
+
+        def encode(self, text):
+            return super().encode(re.sub(r"\. (?=.)", ".", text))
+
+        def decode(self, tokens):
+            return re.sub(r"\.(?=\w)", ". ", super().decode(tokens))
+
+    contexts, notes = [], "One. Two.\n" * 4
+
+    def copying(context, question):
+        contexts.append(context)
+        return reply(context, context, question)
+
+    encoder = Encoder(MergingTokenizer())
+    assert encoder.count(notes) == 36 < sum(encoder.count("One. ", "Two.\n") for _ in range(4))
+    map_then_reduce(copying, ["One. Two."] * 4, Question("?", "", ()), encoder, size=36)
+    assert contexts[-1] == notes
 
 
 @pytest.mark.parametrize("call, message", [

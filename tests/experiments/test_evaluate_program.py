@@ -109,13 +109,22 @@ def test_samples_of_other_haystacks_are_not_mixed(tmp_path, flag, message):
 
 
 @pytest.mark.parametrize(("stored", "message"), [
-    ('{"seed": 0', "haystacks.json is damaged:"),
+    ('{"seed": 0', "haystacks.json is damaged:"), ("[]", "haystacks.json is damaged: it must be a JSON object, got []"),
     ('{"seed": 0, "questions": 2, "corpus": "docs", "corpus_suffix": "", "corpus_sha256": "0"}',
      "--corpus must hold the files that the samples in")])
 def test_haystacks_of_a_corpus_that_changed_are_not_mixed(tmp_path, stored, message):
     (tmp_path / "haystacks.json").write_text(stored)
     done = evaluation(tmp_path, "--runs=/nonexistent", "--corpus=docs")
     assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_haystacks_of_another_standard_library_are_not_mixed(tmp_path):
+    stored = {"seed": 0, "questions": 2, "corpus": "", "corpus_suffix": "", "library_sha256": "0"}
+    (tmp_path / "haystacks.json").write_text(json.dumps(stored))
+    done = evaluation(tmp_path, "--runs=/nonexistent", "--tasks=code_edit")
+    assert done.returncode != 0 and "got a standard library with others; choose another workdir" in done.stderr
+    done = evaluation(tmp_path, "--runs=/nonexistent")  # asks nothing about it
+    assert "--runs must be folders of finished runs" in done.stderr
 
 
 @pytest.mark.slow

@@ -332,6 +332,22 @@ def test_corpus_too_small(name):
         make(name, 5000, corpus=())
 
 
+@pytest.mark.parametrize("name", ["qa_1", "qa_2"])
+def test_a_context_that_only_larger_documents_could_fill_is_refused(name):
+    large = "def large():\n" + "    print()\n" * 2000
+    with pytest.raises(ValueError, match=rf"{name} needs \d+ more tokens of corpus for length=5000"):
+        make(name, 5000, corpus=(*CODE[:3], large))
+    many = (large.replace("large", f"large_{number}") for number in range(500))
+    assert len(make(name, 5000, corpus=(*CODE, *many)).tokens) > 3500
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_a_word_that_does_not_fit_ends_no_context(index):
+    corpus = ("QUJD" * 9000, *(f"{text} {'x' * 9000}" for text in STORY[:20]))
+    built = make("niah_single_2", 5000, index=index, corpus=corpus)
+    assert len(built.tokens) > 5000 - 128 - 300 - ruler_niah.LONGEST_WORD
+
+
 def test_a_corpus_is_text():
     with pytest.raises(ValueError, match=r"corpus\[1\] must be text that UTF-8 can write"):
         make("niah_single_2", 3000, corpus=("Fine, naïve text.", "Not \ud800 fine."))

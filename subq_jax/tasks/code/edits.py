@@ -61,10 +61,9 @@ def _parameter_column(line: str) -> int:
     if not isinstance(node, ast.FunctionDef) or node.args.vararg or node.args.kwonlyargs or node.args.kwarg or (
             not line.isascii()):
         return -1
-    arguments = [*node.args.posonlyargs, *node.args.args]
-    ends = [part.end_col_offset for part in (*arguments, *node.args.defaults)]
-    close = text.index(")", max(ends, default=text.index("(")))
-    if not arguments or text[:close].rstrip()[-1] in ",/":
+    # From the right: a default may stand in parentheses, which its node leaves out.
+    close = text.rindex(")", 0, node.returns.col_offset if node.returns else None)
+    if not (node.args.posonlyargs or node.args.args) or text[:close].rstrip()[-1] in ",/":
         return -1
     return len(line) - len(line.lstrip()) + close
 

@@ -65,7 +65,8 @@ class Doctests:
           seconds: of wall clock, after which the process and those it started in its group are killed.
           mebibytes: of address space, for each process.
         """
-        with tempfile.TemporaryDirectory() as folder:
+        # A process in a session of its own may go on writing there, which is no reason to end an evaluation.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             for path, text in self.files.items():
                 (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
                 (Path(folder) / path).write_text(text, encoding="utf-8")
@@ -81,9 +82,9 @@ class Doctests:
                 last_line = report.read().rpartition(b"\n")[2]
         try:
             attempted, failed = json.loads(last_line)
-        except (ValueError, TypeError):  # it was killed, or the file cannot be run
+            return attempted > 0 and failed == 0
+        except (ValueError, TypeError, RecursionError):  # it was killed, the file cannot be run, or wrote here itself
             return False
-        return attempted > 0 and failed == 0
 
 
 def _run(job: bytes, folder: str, report, seconds: float) -> None:

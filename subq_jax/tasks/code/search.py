@@ -83,6 +83,11 @@ def end_of_block(lines: list[str], start: int, indent: int) -> int:
     return len(lines)
 
 
+def _can_be_quoted(text: str, encoder: Encoder) -> bool:
+    """Whether a function fits into an answer and is read from it whole: a string with lines at the margin ends it."""
+    return encoder.count(text) <= ANSWER_TOKENS and first_function(text).split() == text.split()
+
+
 def _without_docstring(definition: Definition, repository: Repository) -> str:
     """A definition's text, as it is indented, without its docstring."""
     lines, docstring = definition.lines, definition.docstring_lines
@@ -100,7 +105,7 @@ def _by_description(repository: Repository, rng: np.random.Generator, encoder: E
         function = functions[number]
         text = textwrap.dedent(_without_docstring(function, repository))
         description = textwrap.indent(function.docstring, "    ")
-        if encoder.count(text) <= ANSWER_TOKENS and encoder.count(description) <= DESCRIPTION_TOKENS:
+        if _can_be_quoted(text, encoder) and encoder.count(description) <= DESCRIPTION_TOKENS:
             question = Question(_DESCRIBED.format(description=description), _PREFIX, (text,))
             yield Draft(question, (function.lines,), ((function.docstring_lines, ""),))
 
@@ -126,7 +131,7 @@ def _by_call(repository: Repository, rng: np.random.Generator, encoder: Encoder)
         use = uses[number]
         function, file = use.definition, repository.files[use.file]
         text = textwrap.dedent(repository.text(function.lines))
-        if encoder.count(text) <= ANSWER_TOKENS:
+        if _can_be_quoted(text, encoder):
             asked = _CALLED.format(path=file.path, line=file.lines[use.line].strip(), name=function.name)
             yield Draft(Question(asked, _PREFIX, (text,)), (function.lines,))
 

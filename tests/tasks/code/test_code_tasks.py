@@ -10,6 +10,7 @@ from shop import documents, request
 from subq_jax.tasks import TASKS, find_task, score_row
 from subq_jax.tasks.code.bodies import edit_similarity, is_body
 from subq_jax.tasks.code.completion import FAR
+from subq_jax.tasks.code.edits import _parameter_column
 from subq_jax.tasks.code.repository import read_repository
 from subq_jax.tasks.code.search import first_function, similarity
 
@@ -63,6 +64,16 @@ def test_confusable_functions_of_the_context_are_wrong_answers():
     assert score(question.outputs[0], question) == 1 and score(near, question) == 0
     assert score(question.outputs[0].replace("total", "whole", 1), question) == 1
     assert score("def total_weight(self, items):\n    return 0\n", question) == 0
+
+
+@pytest.mark.parametrize("name", ["code_search", "code_search_call"])
+def test_functions_that_an_answer_cannot_quote_are_not_asked_for(name):
+    words = " ".join(f"word{number}" for number in range(16))
+    text = documents()[1].replace("    line = ", f'    note = """\n{words}\n"""\n    line = note + ')
+    haystack = build(name, corpus=(documents()[0], text, *documents()[2:]))
+    assert haystack.questions
+    assert not any("def print_label" in question.outputs[0] for question in haystack.questions)
+    assert all(find_task(name).score(question.outputs[0], question) == 1 for question in haystack.questions)
 
 
 def test_next_line_and_its_far_definition():
@@ -123,6 +134,19 @@ def test_edit():
     assert score("\n".join([*question.outputs, "done", "other"]), question) == 1
     assert score("\n".join(question.outputs[:2]), question) == pytest.approx(2 / 3)
     assert score("\n".join([*question.outputs, *question.wrong]), question) == pytest.approx(3 / 6)
+
+
+@pytest.mark.parametrize(("line", "expected"), [
+    ("    def f(a, b=(1)):\n", "    def f(a, b=(1)+):\n"), ("def f(a) -> (int):\n", "def f(a+) -> (int):\n"),
+    ("def f(a=g(1), /, b=(2)) -> g(3):\n", "def f(a=g(1), /, b=(2)+) -> g(3):\n")])
+def test_a_parameter_goes_before_the_parenthesis_that_closes_them(line, expected):
+    column = _parameter_column(line)
+    assert line[:column] + "+" + line[column:] == expected
+
+
+@pytest.mark.parametrize("line", ["def f():\n", "def f(a, /):\n", "def f(a,):\n", "def f(a, *b):\n", "class A(B):\n"])
+def test_signatures_without_a_place_for_a_parameter(line):
+    assert _parameter_column(line) == -1
 
 
 def functions_of(context):

@@ -25,6 +25,34 @@ def test_what_does_not_finish_fails(body):
     assert not run(body)
 
 
+@pytest.mark.parametrize("report", ['{"a": 1, "b": 2}', "[null, 0]", "[" * 100_000])
+def test_what_is_written_in_place_of_the_result_fails(report):
+    body = f"""import os
+    for file in range(3, 20):
+        try:
+            os.write(file, b"\\n" + {report.encode()!r})
+        except OSError:
+            pass
+    os._exit(0)"""
+    assert not run(body)
+
+
+def test_a_process_that_goes_on_writing_ends_no_evaluation():
+    assert run("""import os, time
+    if os.fork() == 0:
+        os.setsid()
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            try:
+                os.makedirs("more/and/more", exist_ok=True)
+                open(f"more/and/more/{time.monotonic()}", "w").close()
+            except OSError:
+                pass
+        os._exit(0)
+    time.sleep(0.3)
+    return 2 * x""")
+
+
 @pytest.mark.parametrize("body", [
     "while True: pass", "import time; time.sleep(60)", "import os; os.fork(); import time; time.sleep(60)"])
 def test_endless_bodies_are_stopped(body):
