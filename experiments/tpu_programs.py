@@ -74,14 +74,14 @@ def shapes_of(length: int, heads: int, kv_heads: int):
         (heads, HEAD_DIM), (kv_heads, HEAD_DIM), (kv_heads, HEAD_DIM), (kv_heads, ROUTER_DIM), (kv_heads, ROUTER_DIM))]
 
 
-def forward(*arrays):
+def forward(*arrays, gate: bool = True):
     """Selective attention by the TPU's kernels."""
-    return selective_attention(*arrays, CONFIG, implementation="tpu")
+    return selective_attention(*arrays, CONFIG, gate=gate, implementation="tpu")
 
 
-def gradient(*arrays):
+def gradient(*arrays, gate: bool = True):
     """Its gradients in all five arrays."""
-    return jax.grad(lambda *x: forward(*x).astype(jnp.float32).sum(), argnums=range(5))(*arrays)
+    return jax.grad(lambda *x: forward(*x, gate=gate).astype(jnp.float32).sum(), argnums=range(5))(*arrays)
 
 
 def decode_shapes_of(batch: int, length: int, heads: int, kv_heads: int):
@@ -92,10 +92,11 @@ def decode_shapes_of(batch: int, length: int, heads: int, kv_heads: int):
         (batch, kv_heads, length // CONFIG.block_size, ROUTER_DIM)]
 
 
-def decode(*arrays, implementation: str = "tpu"):
+def decode(*arrays, gate: bool = True, implementation: str = "tpu"):
     """A decoding step's attention: queries, keys, values, router's queries and keys, and the blocks' summaries."""
     *arrays, summaries = arrays
-    return selective_attention(*arrays, CONFIG, tree=SummaryTree((summaries,)), implementation=implementation)
+    return selective_attention(*arrays, CONFIG, gate=gate, tree=SummaryTree((summaries,)),
+                               implementation=implementation)
 
 
 def planned(compiled) -> dict[str, int]:

@@ -81,7 +81,8 @@ class TileOfQueries:
     def __init__(self, seen, offset, first, group: int, slots: Slots, kv_heads: int = 1):
         tokens, width = seen.shape[0], seen.shape[0] * group
         self.ids, self.gates = seen[:, : slots.count], seen[:, slots.count : 2 * slots.count]
-        self.router = seen[:, 2 * slots.count : 2 * slots.count + slots.router]
+        router = slice(2 * slots.count, 2 * slots.count + slots.router)
+        self.router = seen[:, router] if slots.router else None  # the compiler takes no array without elements
         self.selected = jax.lax.broadcasted_iota(jnp.int32, self.ids.shape, 1) >= slots.always
         row = jax.lax.broadcasted_iota(jnp.int32, (tokens, width), 1) // group
         self.mine = row == jax.lax.broadcasted_iota(jnp.int32, (tokens, width), 0)
