@@ -9,7 +9,6 @@ each kernel takes; or the error. Programs that do not compile are named at the e
 
 import importlib.metadata
 import itertools
-import os
 import re
 import time
 import warnings
@@ -19,7 +18,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments.program import run
+from experiments.program import open_output, run
 from experiments.tpu_programs import (
     CONFIG,
     HEAD_DIM,
@@ -102,7 +101,7 @@ def main(argv: list[str]) -> None:
         show_roofline(cases)
         return
     failed = []
-    with open(_OUTPUT.value or os.devnull, "a", encoding="utf-8") as file:
+    with open_output(_OUTPUT.value) as file:
         for chip, case, passes in itertools.product(_CHIPS.value, cases, _PASSES.value):
             row = measure(chip, passes, *case)
             print(row, flush=True)

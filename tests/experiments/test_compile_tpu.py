@@ -21,7 +21,7 @@ def compile_tpu(output, *flags):
 @pytest.mark.parametrize("chip", ["v5e", *(pytest.param(chip, marks=pytest.mark.slow) for chip in TOPOLOGIES
                                            if chip != "v5e")])
 def test_what_compiles_is_measured(tmp_path, chip):
-    done, (row,) = compile_tpu(tmp_path / "rows.jsonl", f"--chips={chip}", "--lengths=8192", "--heads=16/1")
+    done, (row,) = compile_tpu(tmp_path / "new" / "rows.jsonl", f"--chips={chip}", "--lengths=8192", "--heads=16/1")
     assert done.returncode == 0, done.stderr
     assert row["topology"] == TOPOLOGIES[chip] and row["temp"] > 0
     assert set(row["vmem"]) == {"attend_cache"}
