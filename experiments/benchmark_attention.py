@@ -276,6 +276,9 @@ def check_flags() -> None:
         if HEAD_DIM.value % LANES:
             raise app.UsageError(f"--estimate_for needs --head_dim that is a multiple of {LANES}, as the kernels do "
                                  f"(--head_dim=128 --dtype=bfloat16), got {HEAD_DIM.value}")
+        if _IMPLEMENTATION.value not in (None, "tpu"):
+            raise app.UsageError("--estimate_for compiles --implementation=tpu, got --implementation="
+                                 f"{_IMPLEMENTATION.value}")
     if (_INPUTS.value == "trained") != bool(_TRAINED_RUN.value):
         raise app.UsageError(f"--inputs=trained and --trained_run go together, got --inputs={_INPUTS.value} "
                              f"--trained_run={_TRAINED_RUN.value}")

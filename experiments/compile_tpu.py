@@ -11,7 +11,6 @@ import importlib.metadata
 import itertools
 import re
 import time
-import warnings
 
 import jax
 from absl import app, flags
@@ -29,6 +28,7 @@ from experiments.tpu_programs import (
     decode_shapes_of,
     forward,
     gradient,
+    no_fall_back,
     planned,
     shapes_of,
     vmem_of_kernels,
@@ -57,8 +57,7 @@ def measure(chip: str, passes: str, length: int, heads: int, kv_heads: int) -> d
            "topology": TOPOLOGIES[chip], "pass": passes, "length": length, "heads": heads, "kv_heads": kv_heads}
     start = time.monotonic()
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", 'implementation="tpu" falls back')
+        with no_fall_back():
             compiled = compile_for(TOPOLOGIES[chip], function, shapes)
     except Exception as error:  # too large for the chip's memory, above all; the other programs are still asked for
         return row | {"error": (str(error) or repr(error)).splitlines()[0]}

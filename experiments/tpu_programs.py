@@ -1,9 +1,11 @@
 """Programs of selective attention compiled for TPUs that need not be there; libtpu does that on any machine."""
 
+import contextlib
 import functools
 import importlib.util
 import os
 import re
+import warnings
 from collections.abc import Iterator
 
 import jax
@@ -66,6 +68,14 @@ def _kernel_calls(jaxpr) -> Iterator:
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
             if hasattr(inner, "eqns"):
                 yield from _kernel_calls(getattr(inner, "jaxpr", inner))
+
+
+@contextlib.contextmanager
+def no_fall_back() -> Iterator[None]:
+    """Inside, selective attention that would run as `xla` raises a UserWarning that says why."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", 'implementation="tpu" falls back')
+        yield
 
 
 def shapes_of(length: int, heads: int, kv_heads: int):

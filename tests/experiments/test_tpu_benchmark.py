@@ -78,7 +78,20 @@ def test_the_program_estimates_every_kernel(tmp_path):
 
 
 @needs_libtpu
+def test_what_runs_without_kernels_has_no_estimate(tmp_path):
+    """A group of 12 heads runs as `xla`: its sizes are not the kernels', nor does a roofline of theirs hold."""
+    done = benchmark(tmp_path, "--estimate_for=v5e", "--mechanisms=selective", "--lengths=1024", "--num_heads=24")
+    assert done.returncode == 0, done.stderr
+    for row in read_rows(tmp_path / "estimates.jsonl"):
+        assert "query heads of a KV head must divide 128, got 12" in row["error"]
+        assert "roofline_seconds" not in row
+    assert "must divide 128" in done.stdout and "backward keys" not in done.stdout
+
+
+@needs_libtpu
 def test_what_has_no_estimate_is_named(tmp_path):
+    message = refusal(benchmark(tmp_path, "--estimate_for=v5e", "--implementation=xla"), tmp_path)
+    assert "--estimate_for compiles --implementation=tpu, got --implementation=xla" in message
     message = refusal(benchmark(tmp_path, "--estimate_for=v5e", "--mechanisms=sliding_window"), tmp_path)
     assert "--estimate_for knows ('dense', 'selective') without --fanouts" in message
     message = refusal(benchmark(tmp_path, "--estimate_for=v5e", "--head_dim=64"), tmp_path)
