@@ -20,6 +20,7 @@ from subq_jax.kernels.tpu.attend import attend_forward
 from subq_jax.kernels.tpu.choose import ChoiceSizes, best_blocks
 from subq_jax.kernels.tpu.limits import unsupported
 from subq_jax.kernels.tpu.lists import tile_lists
+from subq_jax.kernels.tpu.roofline import kernel_work
 from subq_jax.kernels.tpu.tile import AttendSizes, Slots
 from subq_jax.kernels.xla.selective import few_queries
 from subq_jax.selection.choose import block_scores, choose_blocks
@@ -172,6 +173,16 @@ def test_what_the_kernels_do_not_take_is_named(change, block_size, num_blocks, r
     inputs = SelectiveInputs(q, key, key, router_q, SummaryTree(()), *[None] * 3)
     found = unsupported(inputs, SelectionConfig(block_size=block_size, num_blocks=num_blocks))
     assert (found is None) if reason is None else found.startswith(reason)
+
+
+@pytest.mark.parametrize(("num_blocks", "lanes"), [(29, 128), (125, 384)])
+def test_the_roofline_counts_what_a_budget_lists(num_blocks, lanes):
+    """Of 128 tiles of 8 tokens with 16 heads, which see 8 blocks on average; rows and blocks have 32 KiB."""
+    work = kernel_work(SelectionConfig(block_size=64, num_blocks=num_blocks), 1024, 16, 1, 128, 64, overlap=1.0)
+    line = 4 * 8 * lanes
+    assert work["choose"].bytes == 1024 * (2 * 64 + 8 * (num_blocks + 3))
+    assert work["attend"].bytes == 128 * (8 * 32768 + 2 * 32768 + line)
+    assert work["backward keys"].bytes == 128 * 8 * (2 * 32768 + line + 8 * 128) + 2 * 16 * 32768
 
 
 def test_other_sizes_run_as_xla_and_say_why():
