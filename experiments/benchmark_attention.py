@@ -263,10 +263,12 @@ def check_flags() -> None:
     """Checks the flags that belong together.
 
     Raises:
-      UsageError: for lengths and fan-outs that are none, or estimates that cannot be made.
+      UsageError: for lengths and fan-outs that are none, heads that make no groups, or estimates that cannot be made.
       ValueError: for arms that cannot spend the budget.
     """
     check_numbers(_LENGTHS.value)
+    if HEADS.value % KV_HEADS.value:
+        raise app.UsageError(f"--num_heads must be a multiple of --num_kv_heads={KV_HEADS.value}, got {HEADS.value}")
     if _ESTIMATE_FOR.value:
         if why_not():
             raise app.UsageError(f"--estimate_for={_ESTIMATE_FOR.value} compiles with libtpu: {why_not()}")

@@ -36,6 +36,7 @@ from experiments.tpu_programs import (
 )
 from subq_jax.files import append_row
 from subq_jax.kernels.tpu.roofline import CHIPS, kernel_work
+from subq_jax.kernels.tpu.tile import LANES
 
 PASSES = ("forward", "gradient", "decode")
 
@@ -76,12 +77,21 @@ def show_roofline(cases) -> None:
     Console().print(table)
 
 
+def head_pairs() -> list[tuple[int, int]]:
+    """`--heads` as numbers."""
+    return [tuple(int(x) for x in pair.split("/")) for pair in _HEADS.value]
+
+
 def check_flags() -> None:
     """Raises UsageError for values that are none, and where nothing can be compiled."""
     if any(not x.isdigit() for x in _LENGTHS.value) or any(
             not re.fullmatch(r"[1-9]\d*/[1-9]\d*", pair) for pair in _HEADS.value):
         raise app.UsageError(f"--lengths must be integers and --heads pairs such as 16/1, got {_LENGTHS.value} and "
                              f"{_HEADS.value}")
+    for heads, kv_heads in head_pairs():
+        if heads % kv_heads or (_ROOFLINE.value and LANES % (heads // kv_heads)):
+            raise app.UsageError(f"--heads must be query heads / KV heads in whole groups, and with --roofline "
+                                 f"divide {LANES} as the kernels need, got {heads}/{kv_heads}")
     for flag, allowed in ((_CHIPS, tuple(CHIPS)), (_PASSES, PASSES)):
         if not flag.value or not set(flag.value) <= set(allowed):
             raise app.UsageError(f"--{flag.name} must be of {allowed}, got {flag.value}")
@@ -94,8 +104,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     check_flags()
-    heads = [tuple(int(x) for x in pair.split("/")) for pair in _HEADS.value]
-    cases = [(int(length), *pair) for length in _LENGTHS.value for pair in heads]
+    cases = [(int(length), *pair) for length in _LENGTHS.value for pair in head_pairs()]
     if _ROOFLINE.value:
         show_roofline(cases)
         return

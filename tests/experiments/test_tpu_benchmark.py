@@ -78,18 +78,22 @@ def test_the_program_estimates_every_kernel(tmp_path):
 
 
 @needs_libtpu
-def test_what_runs_without_kernels_has_no_estimate(tmp_path):
-    """A group of 12 heads runs as `xla`: its sizes are not the kernels', nor does a roofline of theirs hold."""
-    done = benchmark(tmp_path, "--estimate_for=v5e", "--mechanisms=selective", "--lengths=1024", "--num_heads=24")
+@pytest.mark.parametrize("group", [12, 256])
+def test_what_runs_without_kernels_has_no_estimate(tmp_path, group):
+    """Such groups of heads run as `xla`: its sizes are not the kernels', nor does a roofline of theirs hold."""
+    done = benchmark(tmp_path, "--estimate_for=v5e", "--mechanisms=selective", "--lengths=1024",
+                     f"--num_heads={2 * group}")
     assert done.returncode == 0, done.stderr
     for row in read_rows(tmp_path / "estimates.jsonl"):
-        assert "query heads of a KV head must divide 128, got 12" in row["error"]
+        assert f"query heads of a KV head must divide 128, got {group}" in row["error"]
         assert "roofline_seconds" not in row
     assert "must divide 128" in done.stdout and "backward keys" not in done.stdout
 
 
 @needs_libtpu
 def test_what_has_no_estimate_is_named(tmp_path):
+    message = refusal(benchmark(tmp_path, "--estimate_for=v5e", "--num_heads=1"), tmp_path)
+    assert "--num_heads must be a multiple of --num_kv_heads=2, got 1" in message
     message = refusal(benchmark(tmp_path, "--estimate_for=v5e", "--implementation=xla"), tmp_path)
     assert "--estimate_for compiles --implementation=tpu, got --implementation=xla" in message
     message = refusal(benchmark(tmp_path, "--estimate_for=v5e", "--mechanisms=sliding_window"), tmp_path)

@@ -37,7 +37,7 @@ class AttendSizes(NamedTuple):
 
     def tokens(self, group: int) -> int:
         """Query tokens of a tile: a power of two, whole sublanes."""
-        return max(SUBLANES, 1 << (self.rows // group).bit_length() - 1)
+        return 1 << max(SUBLANES, self.rows // group).bit_length() - 1
 
     def step(self, block_size: int) -> int:
         """Blocks of a step: they are unrolled, so that many small ones would fill VMEM with what is held of each."""
