@@ -59,7 +59,9 @@ def test_the_dense_kernel_is_estimated(tmp_path, capsys, chip):
     ], "bfloat16")
     assert read_rows(tmp_path / "estimates.jsonl") == rows
     assert rows[0]["argument"] == 2 * 1024 * 8 * 128
-    assert rows[0]["roofline_seconds"]["1.0"]["dense forward"] == 2 * 4 * 1024**2 * 128 / CHIPS[chip].flops
+    flops, moved = 2 * 4 * 1024**2 * 128, 3 * 4 * 1024 * 128 * 2  # of so few tokens a v6e waits for the bytes
+    assert rows[0]["roofline_seconds"]["1.0"]["dense forward"] == max(
+        flops / CHIPS[chip].flops, moved / CHIPS[chip].bandwidth)
     assert "multiples of 128" in rows[1]["error"]
     shown = capsys.readouterr().out
     assert f"estimates for one {chip}, nothing runs" in shown and "dense backward" in shown
