@@ -263,10 +263,12 @@ def check_flags() -> None:
     """Checks the flags that belong together.
 
     Raises:
-      UsageError: for lengths and fan-outs that are none, or estimates that cannot be made.
+      UsageError: for lengths and fan-outs that are none, heads that make no groups, or estimates that cannot be made.
       ValueError: for arms that cannot spend the budget.
     """
     check_numbers(_LENGTHS.value)
+    if HEADS.value % KV_HEADS.value:
+        raise app.UsageError(f"--num_heads must be a multiple of --num_kv_heads={KV_HEADS.value}, got {HEADS.value}")
     if _ESTIMATE_FOR.value:
         if why_not():
             raise app.UsageError(f"--estimate_for={_ESTIMATE_FOR.value} compiles with libtpu: {why_not()}")
@@ -276,6 +278,9 @@ def check_flags() -> None:
         if HEAD_DIM.value % LANES:
             raise app.UsageError(f"--estimate_for needs --head_dim that is a multiple of {LANES}, as the kernels do "
                                  f"(--head_dim=128 --dtype=bfloat16), got {HEAD_DIM.value}")
+        if _IMPLEMENTATION.value not in (None, "tpu"):
+            raise app.UsageError("--estimate_for compiles --implementation=tpu, got --implementation="
+                                 f"{_IMPLEMENTATION.value}")
     if (_INPUTS.value == "trained") != bool(_TRAINED_RUN.value):
         raise app.UsageError(f"--inputs=trained and --trained_run go together, got --inputs={_INPUTS.value} "
                              f"--trained_run={_TRAINED_RUN.value}")

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from absl import flags
 from jax.experimental.mosaic.gpu import core as mosaic
 
-from experiments.program import run
+from experiments.program import open_output, run
 from subq_jax.files import append_row
 from subq_jax.kernels.gpu.attend import attend
 from subq_jax.kernels.gpu.backward_keys import backward_keys
@@ -124,7 +124,7 @@ def main(argv):
         with tempfile.TemporaryDirectory() as folder:
             compile_lowered(Path(folder))
         return
-    with open(_OUTPUT.value or os.devnull, "a", encoding="utf-8") as file:
+    with open_output(_OUTPUT.value) as file:
         for kernel, shape in itertools.product(_KERNELS.value, SHAPES):
             row = account(kernel, shape)
             print(row, flush=True)

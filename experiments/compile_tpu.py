@@ -9,17 +9,15 @@ each kernel takes; or the error. Programs that do not compile are named at the e
 
 import importlib.metadata
 import itertools
-import os
 import re
 import time
-import warnings
 
 import jax
 from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments.program import run
+from experiments.program import open_output, run
 from experiments.tpu_programs import (
     CONFIG,
     HEAD_DIM,
@@ -30,6 +28,7 @@ from experiments.tpu_programs import (
     decode_shapes_of,
     forward,
     gradient,
+    no_fall_back,
     planned,
     shapes_of,
     vmem_of_kernels,
@@ -37,6 +36,7 @@ from experiments.tpu_programs import (
 )
 from subq_jax.files import append_row
 from subq_jax.kernels.tpu.roofline import CHIPS, kernel_work
+from subq_jax.kernels.tpu.tile import LANES
 
 PASSES = ("forward", "gradient", "decode")
 
@@ -58,8 +58,7 @@ def measure(chip: str, passes: str, length: int, heads: int, kv_heads: int) -> d
            "topology": TOPOLOGIES[chip], "pass": passes, "length": length, "heads": heads, "kv_heads": kv_heads}
     start = time.monotonic()
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", 'implementation="tpu" falls back')
+        with no_fall_back():
             compiled = compile_for(TOPOLOGIES[chip], function, shapes)
     except Exception as error:  # too large for the chip's memory, above all; the other programs are still asked for
         return row | {"error": (str(error) or repr(error)).splitlines()[0]}
@@ -78,12 +77,21 @@ def show_roofline(cases) -> None:
     Console().print(table)
 
 
+def head_pairs() -> list[tuple[int, int]]:
+    """`--heads` as numbers."""
+    return [tuple(int(x) for x in pair.split("/")) for pair in _HEADS.value]
+
+
 def check_flags() -> None:
     """Raises UsageError for values that are none, and where nothing can be compiled."""
     if any(not x.isdigit() for x in _LENGTHS.value) or any(
             not re.fullmatch(r"[1-9]\d*/[1-9]\d*", pair) for pair in _HEADS.value):
         raise app.UsageError(f"--lengths must be integers and --heads pairs such as 16/1, got {_LENGTHS.value} and "
                              f"{_HEADS.value}")
+    for heads, kv_heads in head_pairs():
+        if heads % kv_heads or (_ROOFLINE.value and LANES % (heads // kv_heads)):
+            raise app.UsageError(f"--heads must be query heads / KV heads in whole groups, and with --roofline "
+                                 f"divide {LANES} as the kernels need, got {heads}/{kv_heads}")
     for flag, allowed in ((_CHIPS, tuple(CHIPS)), (_PASSES, PASSES)):
         if not flag.value or not set(flag.value) <= set(allowed):
             raise app.UsageError(f"--{flag.name} must be of {allowed}, got {flag.value}")
@@ -96,13 +104,12 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     check_flags()
-    heads = [tuple(int(x) for x in pair.split("/")) for pair in _HEADS.value]
-    cases = [(int(length), *pair) for length in _LENGTHS.value for pair in heads]
+    cases = [(int(length), *pair) for length in _LENGTHS.value for pair in head_pairs()]
     if _ROOFLINE.value:
         show_roofline(cases)
         return
     failed = []
-    with open(_OUTPUT.value or os.devnull, "a", encoding="utf-8") as file:
+    with open_output(_OUTPUT.value) as file:
         for chip, case, passes in itertools.product(_CHIPS.value, cases, _PASSES.value):
             row = measure(chip, passes, *case)
             print(row, flush=True)

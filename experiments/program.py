@@ -1,4 +1,11 @@
-"""How the programs start that a user gives a config or a run: `run(main)` in place of `absl.app.run(main)`."""
+"""How the programs start that a user gives a config or a run: `run(main)` in place of `absl.app.run(main)`.
+
+`open_output` opens what the programs write that have one file of rows in place of a workdir.
+"""
+
+import os
+from pathlib import Path
+from typing import TextIO
 
 from absl import app, flags
 
@@ -6,6 +13,13 @@ from absl import app, flags
 def run(main) -> None:
     """Runs `main(argv)`; a wrong flag, or a config that cannot be loaded, ends in one line, not in a trace."""
     app.run(main, flags_parser=_parse)
+
+
+def open_output(path: str | None) -> TextIO:
+    """The file at `path` to append rows to, its folder made; without a path what is written goes nowhere."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return open(path or os.devnull, "a", encoding="utf-8")
 
 
 def _parse(argv: list[str]) -> list[str]:

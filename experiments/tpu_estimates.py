@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from experiments.tpu_programs import TOPOLOGIES, compile_for, planned, vmem_of_kernels
+from experiments.tpu_programs import TOPOLOGIES, compile_for, no_fall_back, planned, vmem_of_kernels
 from subq_jax.files import append_row
 from subq_jax.kernels.tpu.roofline import CHIPS, Work
 from subq_jax.reporting.results import Row
@@ -54,19 +54,23 @@ def estimate(path: Path, chip: str, programs: list[Program], dtype: str) -> list
             table.add_row(row["mechanism"], row["stage"].replace("_", "\n+ "), str(row["length"]), *sizes,
                           f"{max(row['vmem'].values()) / 2**20:.1f}" if row["vmem"] else "-")
     console.print(table)
-    console.print(_roofline_table(chip, programs))
+    console.print(_roofline_table(chip, [program for program, row in zip(programs, rows, strict=True)
+                                         if "roofline_seconds" in row]))
     return rows
 
 
 def _row(chip: str, program: Program, dtype: str) -> Row:
-    row = {"estimate_for": chip, "mechanism": program.mechanism, "stage": program.stage, "length": program.length,
-           "roofline_seconds": {str(overlap): {name: work.seconds(CHIPS[chip]) for name, work in kernels.items()}
-                                for overlap, kernels in program.work.items()}}
+    row = {"estimate_for": chip, "mechanism": program.mechanism, "stage": program.stage, "length": program.length}
+    roofline = {str(overlap): {name: work.seconds(CHIPS[chip]) for name, work in kernels.items()}
+                for overlap, kernels in program.work.items()}
     try:
-        compiled = compile_for(TOPOLOGIES[chip], program.function, program.shapes, jnp.dtype(dtype))
+        with no_fall_back():
+            compiled = compile_for(TOPOLOGIES[chip], program.function, program.shapes, jnp.dtype(dtype))
+    except UserWarning as error:  # no kernel runs that the roofline would be of
+        return row | {"error": str(error)}
     except (NotImplementedError, jax.errors.JaxRuntimeError) as error:
-        return row | {"error": str(error).splitlines()[0]}
-    return row | planned(compiled) | {"vmem": vmem_of_kernels(compiled.as_text())}
+        return row | {"roofline_seconds": roofline, "error": str(error).splitlines()[0]}
+    return row | {"roofline_seconds": roofline} | planned(compiled) | {"vmem": vmem_of_kernels(compiled.as_text())}
 
 
 def _roofline_table(chip: str, programs: list[Program]) -> Table:

@@ -1,9 +1,11 @@
 """Programs of selective attention compiled for TPUs that need not be there; libtpu does that on any machine."""
 
+import contextlib
 import functools
 import importlib.util
 import os
 import re
+import warnings
 from collections.abc import Iterator
 
 import jax
@@ -68,20 +70,28 @@ def _kernel_calls(jaxpr) -> Iterator:
                 yield from _kernel_calls(getattr(inner, "jaxpr", inner))
 
 
+@contextlib.contextmanager
+def no_fall_back() -> Iterator[None]:
+    """Inside, selective attention that would run as `xla` raises a UserWarning that says why."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", 'implementation="tpu" falls back')
+        yield
+
+
 def shapes_of(length: int, heads: int, kv_heads: int):
     """The shapes of q, k, v, router_q and router_k of one sequence."""
     return [(1, length, n, width) for n, width in (
         (heads, HEAD_DIM), (kv_heads, HEAD_DIM), (kv_heads, HEAD_DIM), (kv_heads, ROUTER_DIM), (kv_heads, ROUTER_DIM))]
 
 
-def forward(*arrays):
+def forward(*arrays, gate: bool = True):
     """Selective attention by the TPU's kernels."""
-    return selective_attention(*arrays, CONFIG, implementation="tpu")
+    return selective_attention(*arrays, CONFIG, gate=gate, implementation="tpu")
 
 
-def gradient(*arrays):
+def gradient(*arrays, gate: bool = True):
     """Its gradients in all five arrays."""
-    return jax.grad(lambda *x: forward(*x).astype(jnp.float32).sum(), argnums=range(5))(*arrays)
+    return jax.grad(lambda *x: forward(*x, gate=gate).astype(jnp.float32).sum(), argnums=range(5))(*arrays)
 
 
 def decode_shapes_of(batch: int, length: int, heads: int, kv_heads: int):
@@ -92,10 +102,11 @@ def decode_shapes_of(batch: int, length: int, heads: int, kv_heads: int):
         (batch, kv_heads, length // CONFIG.block_size, ROUTER_DIM)]
 
 
-def decode(*arrays, implementation: str = "tpu"):
+def decode(*arrays, gate: bool = True, implementation: str = "tpu"):
     """A decoding step's attention: queries, keys, values, router's queries and keys, and the blocks' summaries."""
     *arrays, summaries = arrays
-    return selective_attention(*arrays, CONFIG, tree=SummaryTree((summaries,)), implementation=implementation)
+    return selective_attention(*arrays, CONFIG, gate=gate, tree=SummaryTree((summaries,)),
+                               implementation=implementation)
 
 
 def planned(compiled) -> dict[str, int]:

@@ -20,6 +20,7 @@ from subq_jax.kernels.tpu.attend import attend_forward
 from subq_jax.kernels.tpu.choose import ChoiceSizes, best_blocks
 from subq_jax.kernels.tpu.limits import unsupported
 from subq_jax.kernels.tpu.lists import tile_lists
+from subq_jax.kernels.tpu.roofline import kernel_work
 from subq_jax.kernels.tpu.tile import AttendSizes, Slots
 from subq_jax.kernels.xla.selective import few_queries
 from subq_jax.selection.choose import block_scores, choose_blocks
@@ -142,7 +143,7 @@ def test_bfloat16_stays_near_the_reference():
         assert error < 2e-2
 
 
-PRODUCTION = {"heads": 16, "kv_heads": 1, "head_dim": 128, "dtype": jnp.bfloat16}
+PRODUCTION = {"heads": 16, "kv_heads": 1, "head_dim": 128, "router_dim": 64, "dtype": jnp.bfloat16}
 
 
 @pytest.mark.parametrize(("change", "block_size", "num_blocks", "reason"), [
@@ -155,6 +156,11 @@ PRODUCTION = {"heads": 16, "kv_heads": 1, "head_dim": 128, "dtype": jnp.bfloat16
     ({}, 64, 300, "a query must see at most 256 blocks, got 303"),
     ({}, 8192, 4, "a kernel must fit 16 MiB of VMEM, got 53 MiB for head_dim=128, block_size=8192 and 16 query heads"),
     ({"head_dim": 1024, "heads": 64, "dtype": jnp.float32}, 64, 29, "a kernel must fit 16 MiB of VMEM, got "),
+    ({"router_dim": 4096, "dtype": jnp.float32}, 64, 29, None),
+    ({"router_dim": 6144, "dtype": jnp.float32}, 64, 29,
+     "choosing must fit 16 MiB of VMEM, got 18 MiB for router_dim=6144 in float32"),
+    ({"keys": 8192, "kv_heads": 64, "heads": 64}, 64, 29,
+     "a kernel must fit 16 MiB of VMEM, got 30 MiB for head_dim=128, block_size=64 of 64 KV heads and 1 query heads"),
     ({"keys": 8001}, 64, 29, "a cache must hold a multiple of block_size=64 positions to be decoded from, got 8001"),
 ])
 def test_what_the_kernels_do_not_take_is_named(change, block_size, num_blocks, reason):
@@ -162,10 +168,21 @@ def test_what_the_kernels_do_not_take_is_named(change, block_size, num_blocks, r
     shape = lambda *s: jax.ShapeDtypeStruct((1, *s), sizes["dtype"])
     queries, keys = (2, sizes["keys"]) if "keys" in sizes else (128, 128)
     key = shape(keys, sizes["kv_heads"], sizes["head_dim"])
-    q, router_q = (shape(queries, *s) for s in ((sizes["heads"], sizes["head_dim"]), (sizes["kv_heads"], 64)))
+    q, router_q = (shape(queries, *s) for s in (
+        (sizes["heads"], sizes["head_dim"]), (sizes["kv_heads"], sizes["router_dim"])))
     inputs = SelectiveInputs(q, key, key, router_q, SummaryTree(()), *[None] * 3)
     found = unsupported(inputs, SelectionConfig(block_size=block_size, num_blocks=num_blocks))
     assert (found is None) if reason is None else found.startswith(reason)
+
+
+@pytest.mark.parametrize(("num_blocks", "lanes"), [(29, 128), (125, 384)])
+def test_the_roofline_counts_what_a_budget_lists(num_blocks, lanes):
+    """Of 128 tiles of 8 tokens with 16 heads, which see 8 blocks on average; rows and blocks have 32 KiB."""
+    work = kernel_work(SelectionConfig(block_size=64, num_blocks=num_blocks), 1024, 16, 1, 128, 64, overlap=1.0)
+    line = 4 * 8 * lanes
+    assert work["choose"].bytes == 1024 * (2 * 64 + 8 * (num_blocks + 3))
+    assert work["attend"].bytes == 128 * (8 * 32768 + 2 * 32768 + line)
+    assert work["backward keys"].bytes == 128 * 8 * (2 * 32768 + line + 8 * 128) + 2 * 16 * 32768
 
 
 def test_other_sizes_run_as_xla_and_say_why():

@@ -1,5 +1,7 @@
 """The TPU's kernels compile for real chips at production shapes; libtpu does that on a machine without a TPU."""
 
+import functools
+
 import jax.numpy as jnp
 import pytest
 
@@ -34,6 +36,17 @@ def test_every_kernel_compiles_for_a_million_tokens(chip):
     for name, compiled in kernels.items():
         (vmem,) = vmem_of_kernels(compiled.as_text()).values()
         assert vmem < VMEM, name
+
+
+@pytest.mark.parametrize("chip", ["v5e", *(pytest.param(chip, marks=pytest.mark.slow) for chip in TOPOLOGIES
+                                           if chip != "v5e")])
+def test_every_kernel_compiles_without_a_gate(chip):
+    """Then nothing is kept of the router's queries, and the compiler takes no arrays without elements."""
+    ungated = functools.partial(gradient, gate=False)
+    kernels = compile_kernels(TOPOLOGIES[chip], ungated, shapes_of(8192, 32, 4))
+    kernels |= compile_kernels(TOPOLOGIES[chip], functools.partial(decode, gate=False),
+                               decode_shapes_of(1, 8192, 32, 4))
+    assert set(kernels) == KERNELS | {"attend_cache"}
 
 
 @pytest.mark.slow

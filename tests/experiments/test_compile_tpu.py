@@ -21,7 +21,7 @@ def compile_tpu(output, *flags):
 @pytest.mark.parametrize("chip", ["v5e", *(pytest.param(chip, marks=pytest.mark.slow) for chip in TOPOLOGIES
                                            if chip != "v5e")])
 def test_what_compiles_is_measured(tmp_path, chip):
-    done, (row,) = compile_tpu(tmp_path / "rows.jsonl", f"--chips={chip}", "--lengths=8192", "--heads=16/1")
+    done, (row,) = compile_tpu(tmp_path / "new" / "rows.jsonl", f"--chips={chip}", "--lengths=8192", "--heads=16/1")
     assert done.returncode == 0, done.stderr
     assert row["topology"] == TOPOLOGIES[chip] and row["temp"] > 0
     assert set(row["vmem"]) == {"attend_cache"}
@@ -37,3 +37,13 @@ def test_what_does_not_compile_is_named_after_the_rest(tmp_path):
     assert done.stderr.strip().splitlines()[-1] == (
         "did not compile: v5e decode at 8192 tokens, 12/1 heads; v5e decode at 67108864 tokens, 12/1 heads; "
         "v5e decode at 67108864 tokens, 16/1 heads")
+
+
+@pytest.mark.parametrize(("flags", "found"), [
+    (("--heads=10/4",), "10/4"), (("--roofline", "--heads=16/1,12/1"), "12/1"),
+    (("--roofline", "--heads=256/1"), "256/1")])
+def test_heads_that_make_no_groups_are_refused(tmp_path, flags, found):
+    done, rows = compile_tpu(tmp_path / "rows.jsonl", "--chips=v5e", "--lengths=8192", *flags)
+    assert done.returncode != 0 and not rows and "Traceback" not in done.stderr
+    said = done.stdout + done.stderr
+    assert "--heads must be query heads / KV heads in whole groups" in said and f"got {found}" in said

@@ -5,8 +5,8 @@ tile's list of blocks, `step` blocks at a time, which it copies from HBM itself,
 
                  128 rows (token, head)                       keys and values of the listed blocks, in HBM
     keys of    [                      ]     copies   ring of       | b3 | b17 | b18 | b40 | ...
-    8 blocks   [   logits, weights    ]   <--------  `depth`  <----- one copy a block, keys and values together
-    512 keys   [                      ]              steps
+    16 blocks  [   logits, weights    ]   <--------  `depth`  <----- one copy a block, keys and values together
+    1024 keys  [                      ]              steps
 
     top, total [ one lane for a row   ]     out^T [H, 128 rows], turned once, at the end
 

@@ -47,6 +47,11 @@ class ChoiceSizes(NamedTuple):
         """Blocks whose summaries are in VMEM at a time."""
         return max(1, self.bytes // (_round_up(width, LANES) * itemsize * self.blocks)) * self.blocks
 
+    def vmem(self, width: int, itemsize: int, count: int) -> int:
+        """About the bytes of VMEM to choose `count` blocks: a span, a tile of queries, the next of both, scores."""
+        router = (self.span(width, itemsize) + self.queries) * _round_up(width, LANES) * itemsize
+        return 2 * router + 4 * self.queries * (self.blocks + 4 * _round_up(count, SUBLANES))
+
 
 def best_blocks(router_q, summaries, place: QueryPlace, config: SelectionConfig, sizes: ChoiceSizes):
     """The contract's flat choice for router_q [B, T, K, R] among summaries [B, K, NB, R].

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from subq_jax.kernels.tpu.choose import ChoiceSizes
 from subq_jax.kernels.tpu.tile import LANES, VMEM, AttendSizes, Slots
 from subq_jax.kernels.xla.selective import few_queries
 from subq_jax.selection.config import SelectionConfig
@@ -30,10 +31,16 @@ def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
     slots = config.sink_blocks + config.local_blocks + config.num_blocks
     if slots > MAX_SLOTS:
         return f"a query must see at most {MAX_SLOTS} blocks, got {slots}"
-    sizes, router = AttendSizes().fit(group, head_dim, itemsize), inputs.router_q.shape[-1]
+    router, router_type = inputs.router_q.shape[-1], inputs.router_q.dtype
+    needed = ChoiceSizes().vmem(router, router_type.itemsize, config.num_blocks)
+    if needed > VMEM:
+        return (f"choosing must fit {VMEM >> 20} MiB of VMEM, got {needed / 2**20:.0f} MiB for router_dim={router} "
+                f"in {router_type}")
+    sizes = AttendSizes().fit(group, head_dim, itemsize)
     rows_of_block = config.block_size * (kv_heads if few else 1)  # a cache's blocks hold all heads
     needed = sizes.vmem(group, head_dim, itemsize, rows_of_block, Slots(slots, 0, router).lanes)
     if needed > VMEM:
+        heads_of_block = f" of {kv_heads} KV heads" if few else ""
         return (f"a kernel must fit {VMEM >> 20} MiB of VMEM, got {needed / 2**20:.0f} MiB for head_dim={head_dim}, "
-                f"block_size={config.block_size} and {group} query heads of a KV head")
+                f"block_size={config.block_size}{heads_of_block} and {group} query heads of a KV head")
     return None

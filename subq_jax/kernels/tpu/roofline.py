@@ -4,9 +4,10 @@ Estimates: nothing here was measured. A tile of m queries reads the union of its
 union's size over one query's choice, from 1 (all agree) to m (none do).
 """
 
+import math
 from typing import NamedTuple
 
-from subq_jax.kernels.tpu.tile import AttendSizes
+from subq_jax.kernels.tpu.tile import SUBLANES, AttendSizes, Slots
 from subq_jax.selection.config import SelectionConfig
 
 
@@ -45,12 +46,14 @@ def kernel_work(config: SelectionConfig, length: int, heads: int, kv_heads: int,
     sizes, group, size = AttendSizes(), heads // kv_heads, config.block_size
     tokens, blocks = sizes.tokens(group), length // size
     rows, tiles = tokens * group, kv_heads * length // tokens
-    visited = tiles * min(blocks / 2, overlap * config.num_blocks + config.sink_blocks + config.local_blocks)
+    always = config.sink_blocks + config.local_blocks
+    visited = tiles * min(blocks / 2, overlap * config.num_blocks + always)
     product = 2.0 * rows * size * head_dim  # FLOPs of one product of a tile with a block
     row_bytes, key_bytes = rows * head_dim * itemsize, 2 * size * head_dim * itemsize
-    line = tokens * 4 * 128
+    line = 4 * tokens * Slots(config.num_blocks + always, always, router_dim).lanes
+    choice = 8.0 * math.ceil(config.num_blocks / SUBLANES) * SUBLANES  # ids and scores of a query
     return {
-        "choose": Work(kv_heads * length * blocks * router_dim, kv_heads * length * (router_dim * itemsize + 256.0)),
+        "choose": Work(kv_heads * length * blocks * router_dim, kv_heads * length * (router_dim * itemsize + choice)),
         "attend": Work(2 * product * visited, visited * key_bytes + tiles * (2 * row_bytes + line)),
         "backward queries": Work(3 * product * visited, visited * key_bytes + tiles * (3 * row_bytes + 2 * line)),
         "backward keys": Work(4 * product * visited, visited * (2 * row_bytes + line + 8 * rows)

@@ -37,7 +37,7 @@ class AttendSizes(NamedTuple):
 
     def tokens(self, group: int) -> int:
         """Query tokens of a tile: a power of two, whole sublanes."""
-        return max(SUBLANES, 1 << (self.rows // group).bit_length() - 1)
+        return 1 << max(SUBLANES, self.rows // group).bit_length() - 1
 
     def step(self, block_size: int) -> int:
         """Blocks of a step: they are unrolled, so that many small ones would fill VMEM with what is held of each."""
@@ -81,7 +81,8 @@ class TileOfQueries:
     def __init__(self, seen, offset, first, group: int, slots: Slots, kv_heads: int = 1):
         tokens, width = seen.shape[0], seen.shape[0] * group
         self.ids, self.gates = seen[:, : slots.count], seen[:, slots.count : 2 * slots.count]
-        self.router = seen[:, 2 * slots.count : 2 * slots.count + slots.router]
+        router = slice(2 * slots.count, 2 * slots.count + slots.router)
+        self.router = seen[:, router] if slots.router else None  # the compiler takes no array without elements
         self.selected = jax.lax.broadcasted_iota(jnp.int32, self.ids.shape, 1) >= slots.always
         row = jax.lax.broadcasted_iota(jnp.int32, (tokens, width), 1) // group
         self.mine = row == jax.lax.broadcasted_iota(jnp.int32, (tokens, width), 0)
