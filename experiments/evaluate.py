@@ -25,15 +25,10 @@ from rich.table import Table
 from experiments import task_flags
 from experiments.program import run
 from experiments.trained_model import TrainedModel
+from subq_jax.evaluation.comparisons import best_workarounds, compare_models_and_controls
 from subq_jax.evaluation.controls import Control, answer_with, check_workarounds, controls_of
 from subq_jax.evaluation.resuming import finished, group_of, with_group_size
-from subq_jax.evaluation.summary import (
-    best_workarounds,
-    compare_models_and_controls,
-    depth_table,
-    effective_lengths,
-    score_table,
-)
+from subq_jax.evaluation.summary import depth_table, effective_lengths, score_table
 from subq_jax.files import append_rows, read_rows, write_rows, write_text
 from subq_jax.reporting.evaluation import templates, write_evaluation, write_evaluation_plots
 from subq_jax.reporting.results import arm_name
