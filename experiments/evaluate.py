@@ -125,12 +125,12 @@ def evaluate_runs(
                            if group_of(arm | {"control": control.name}) not in done]
                 if not missing:
                     continue
-                if model.text not in haystacks:
+                if model.data_fingerprint not in haystacks:
                     request = Request(length, model.tokenizer, task_flags.SEED.value, index,
                                       task_flags.QUESTIONS.value, corpus)
-                    haystacks[model.text] = task.build(request)
+                    haystacks[model.data_fingerprint] = task.build(request)
                 known = {"run": model.run, "template": "seen" if task.name in model.taught else "unseen"}
-                for rows in answer_with(model.answering, task, haystacks[model.text], missing):
+                for rows in answer_with(model.answering, task, haystacks[model.data_fingerprint], missing):
                     append_rows(file, with_group_size([row | model.arm | known for row in rows]))
 
 
