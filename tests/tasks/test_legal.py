@@ -7,7 +7,7 @@ import pytest
 from tiny_tasks import build, check_common, check_solved, decoded
 
 from subq_jax.tasks import Question, find_task
-from subq_jax.tasks.legal import COMPANIES, SERVICES, STATES, TERMS
+from subq_jax.tasks.contracts import COMPANIES, SERVICES, STATES, TERMS
 
 NAMES = "legal_clause", "legal_term", "legal_definition", "legal_exception"
 LENGTHS = 7000, 20_000, 150_000
