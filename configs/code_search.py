@@ -8,8 +8,8 @@ task is one change to the first; `--cells` picks, here every mechanism of the fi
 Cost: about 8 minutes a cell on an H100, five at a time with `XLA_PYTHON_CLIENT_MEM_FRACTION=0.185`. Expected:
 docs/selector.md has the figures: 3 to 4% more than dense at 2,048 bytes, where 2% is the aim. Of the variants only
 `window256` has been scored; `distilled`, `block32`, `block64`, `mean4` and `mean8` were trained and then stopped, the
-three with `taught` in their name before they went sparse, and `gate` and `local4` have not been run. `routing_union_8`
-is how many distinct blocks 8 neighbours choose over one's (1 to 8).
+three with `taught` in their name before they went sparse (docs/experiments/selector_log.md), and `gate` and `local4`
+have not been run. `routing_union_8` is how many distinct blocks 8 neighbours choose over one's (1 to 8).
 
 The standard library, the default, has 10 MB to train on: the run passes over it 8 times. A `site-packages` folder of
 110 MB is passed over once and prepared in 5 s. Packages are folders below the source, so name `site-packages` and not

@@ -5,7 +5,7 @@
 32 two-word keys with two-word values among random words of the same vocabulary, trained on up to 1,024 tokens and
 evaluated at up to 65,536, in bf16. Each task is one change to the first; `--cells` picks, for instance
 `--cells='(needles|router256)-selective-256-'`. Cost: 2 to 4 minutes a cell on an H100, three at a time. Expected:
-docs/selector.md has the figures.
+docs/selector.md has the figures of the best, docs/experiments/selector_log.md those of the others.
 """
 
 from ml_collections import ConfigDict

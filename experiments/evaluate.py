@@ -25,15 +25,10 @@ from rich.table import Table
 from experiments import task_flags
 from experiments.program import run
 from experiments.trained_model import TrainedModel
+from subq_jax.evaluation.comparisons import best_workarounds, compare_models_and_controls
 from subq_jax.evaluation.controls import Control, answer_with, check_workarounds, controls_of
 from subq_jax.evaluation.resuming import finished, group_of, with_group_size
-from subq_jax.evaluation.summary import (
-    best_workarounds,
-    compare_models_and_controls,
-    depth_table,
-    effective_lengths,
-    score_table,
-)
+from subq_jax.evaluation.summary import depth_table, effective_lengths, score_table
 from subq_jax.files import append_rows, read_rows, write_rows, write_text
 from subq_jax.reporting.evaluation import templates, write_evaluation, write_evaluation_plots
 from subq_jax.reporting.results import arm_name
@@ -141,12 +136,12 @@ def evaluate_runs(
                            if group_of(arm | {"control": control.name}) not in done]
                 if not missing:
                     continue
-                if model.text not in haystacks:
+                if model.data_fingerprint not in haystacks:
                     request = Request(length, model.tokenizer, task_flags.SEED.value, index,
                                       task_flags.QUESTIONS.value, corpus)
-                    haystacks[model.text] = task.build(request)
+                    haystacks[model.data_fingerprint] = task.build(request)
                 known = {"run": model.run, "template": "seen" if task.name in model.taught else "unseen"}
-                for rows in answer_with(model.answering, task, haystacks[model.text], missing):
+                for rows in answer_with(model.answering, task, haystacks[model.data_fingerprint], missing):
                     append_rows(file, with_group_size([row | model.arm | known for row in rows]))
 
 

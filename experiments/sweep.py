@@ -25,8 +25,8 @@ from experiments.sweep_grid import Cell, grid
 from experiments.sweep_workers import make_workers
 from subq_jax.data import data_info
 from subq_jax.files import write_rows, write_text
-from subq_jax.reporting.html import write_plots, write_report
 from subq_jax.reporting.results import Row, at_best_rate
+from subq_jax.reporting.sweep import write_plots, write_report
 from subq_jax.reporting.verdict import verdict
 from subq_jax.reporting.versions import versions
 from subq_jax.training.workdir import claim_workdir, only_process_in

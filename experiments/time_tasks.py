@@ -16,6 +16,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
+from experiments.program import run
 from subq_jax.data.tokenizers import BpeTokenizer, ByteTokenizer, train_bpe
 from subq_jax.files import write_rows
 from subq_jax.tasks import SYNTHETIC, Request, find_task
@@ -70,4 +71,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

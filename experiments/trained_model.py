@@ -11,8 +11,19 @@ from subq_jax.training.workdir import finished_config
 
 
 class TrainedModel:
-    """A trained run as it answers: its arm, `run`, which differs where configs do, the tasks it was trained on, its
-    tokenizer and `text`, equal where tokenizers are; ValueError where the folder has no finished run on text."""
+    """A trained run as it answers.
+
+    Attributes:
+      run: a checksum of its config.
+      arm: `mechanism`, `budget` (None for dense) and `seed`, as rows of samples name it.
+      taught: names of the tasks that it was trained on.
+      tokenizer: its own.
+      data_fingerprint: of its data; runs with the same one have the same tokenizer, so that a haystack serves both.
+      answering: the model.
+
+    Raises:
+      ValueError: where the folder has no finished run on text.
+    """
 
     def __init__(self, workdir: Path):
         config = finished_config(workdir)
@@ -21,6 +32,6 @@ class TrainedModel:
                     "budget": None if config.model.mechanism == "dense" else config.model.budget}
         data = DataConfig.from_mapping(config.data)
         self.taught = data.question_tasks
-        self.tokenizer, self.text = open_tokenizer(data), data_info(data).fingerprint
+        self.tokenizer, self.data_fingerprint = open_tokenizer(data), data_info(data).fingerprint
         model = train(config, workdir, show_progress=False).model
         self.answering = AnsweringModel(Reader(model), self.tokenizer, model.config)

@@ -21,7 +21,7 @@ import numpy as np
 
 from subq_jax.checks import check_integer
 from subq_jax.evaluation.answering import AnsweringModel, Reply, answer_questions, answer_row
-from subq_jax.evaluation.summary import NO_CONTEXT
+from subq_jax.evaluation.samples import NO_CONTEXT
 from subq_jax.evaluation.workarounds import (
     ChunkIndex,
     chunk_and_vote,

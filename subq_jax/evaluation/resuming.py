@@ -8,7 +8,7 @@ asked. So every row says how many the group has (`questions`), and a group with 
 from collections import Counter
 from collections.abc import Sequence
 
-from subq_jax.evaluation.summary import Row
+from subq_jax.evaluation.samples import Row
 
 _GROUP = ("task", "length", "haystack", "mechanism", "budget", "seed", "control")
 

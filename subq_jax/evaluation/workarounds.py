@@ -32,36 +32,29 @@ _CHARACTER_ENDS = re.compile(r"(?s)(?<=.)")
 _WORDS = re.compile(r"\w+")
 
 
-def split_text(text: str, size: int, encoder: Encoder, *, overlap: int = 0) -> list[str]:
+def split_text(text: str, size: int, encoder: Encoder) -> list[str]:
     """Cuts `text` into chunks of at most `size` tokens, at ends of sentences or lines where it can.
 
-    A sentence longer than a chunk is cut between words, and such a word between characters. Without overlap the chunks
-    joined are the text. Tokens are those of the sentences in turn, as in a haystack.
+    A sentence longer than a chunk is cut between words, and such a word between characters. The chunks joined are the
+    text. Tokens are those of the sentences in turn, as in a haystack.
 
     Args:
       text: any; an empty one has no chunks.
       size: tokens.
       encoder: counts them.
-      overlap: the last sentences of a chunk, up to this many tokens, begin the next one too.
 
     Raises:
-      ValueError: for a size below 1, an overlap of half a chunk or more, or a character longer than `size`.
+      ValueError: for a size below 1, or a character longer than `size`.
     """
     check_integer("size", size, 1)
-    check_integer("overlap", overlap, 0)
-    if 2 * overlap >= size:
-        raise ValueError(f"overlap must be less than half of size={size}, got {overlap}")
     chunks, chunk, used = [], [], 0
     for unit, tokens in _units(text, size, encoder):
         if chunk and used + tokens > size:
-            chunks.append("".join(part for part, _ in chunk))
-            chunk = _ending(chunk, min(overlap, size - tokens))
-            used = sum(count for _, count in chunk)
-        chunk.append((unit, tokens))
+            chunks.append("".join(chunk))
+            chunk, used = [], 0
+        chunk.append(unit)
         used += tokens
-    if chunk:
-        chunks.append("".join(part for part, _ in chunk))
-    return chunks
+    return [*chunks, "".join(chunk)] if chunk else chunks
 
 
 class ChunkIndex:
@@ -194,17 +187,6 @@ def _units(text, size, encoder, cuts=(_SENTENCE_ENDS, _WORD_ENDS, _CHARACTER_END
             raise ValueError(f"size must be at least the {tokens} tokens of {unit!r}, got {size}")
         else:
             yield from _units(unit, size, encoder, cuts[1:])
-
-
-def _ending(chunk, tokens):
-    """The last units of a chunk that together have at most so many tokens."""
-    kept = []
-    for unit, count in reversed(chunk):
-        tokens -= count
-        if tokens < 0:
-            break
-        kept.insert(0, (unit, count))
-    return kept
 
 
 def _words(text):

@@ -8,7 +8,7 @@ step on; the gate then sharpens it. Router queries are non-negative, so a max-po
 block from above. The learned `center` starts at what the summary of a block of unrelated tokens is expected to be, so
 that an average block's gate is near 0 instead of far above every logit. It moves all candidates of a query equally and
 leaves their ranking alone. It is taken from the keys, where it keeps numbers small: as a channel of its own, one large
-number against the sum of the others, it cost half precision a third of a nat. Measurements: docs/selector.md.
+number against the sum of the others, it cost half precision a third of a nat (docs/experiments/selector_log.md).
 """
 
 import math

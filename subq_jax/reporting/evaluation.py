@@ -1,4 +1,4 @@
-"""A self-contained HTML report of a long-context evaluation, from the rows of `evaluation.summary`."""
+"""A self-contained HTML report of a long-context evaluation, from the tables of its scores and comparisons."""
 
 import os
 import re

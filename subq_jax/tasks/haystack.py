@@ -24,9 +24,11 @@ TRAINING_KEYS = 8  # one in so many
 class TextTokenizer(Protocol):
     """What tasks need of a tokenizer; those of `subq_jax.data.tokenizers` and Hugging Face's adapted ones have it."""
 
-    def encode(self, text: str) -> np.ndarray: ...
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of a text, int [T], without special ones."""
 
-    def decode(self, tokens: Iterable[int]) -> str: ...
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of tokens; special ones have none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Haystack:
 
     @property
     def context(self) -> str:
+        """The whole text before the questions."""
         return "".join(self.pieces)
 
     def rows(self) -> Iterator[dict]:

@@ -151,14 +151,6 @@ def wrong_instance_score(answer: str, question: Question) -> float:
     return max((_ratio(answer, question, text) for text in question.wrong), default=0.0)
 
 
-def chance_score(haystack: Haystack, question: Question, rng: random.Random) -> float:
-    """The score of a random other answer of the conversation, after the required prefix."""
-    expected = question.outputs[0]
-    answers = [piece.removeprefix(ANSWERED).rstrip("\n") for piece in haystack.pieces if piece.startswith(ANSWERED)]
-    answer = rng.choice([answer for answer in answers if answer != expected[PREFIX_LENGTH:]])
-    return score(expected[:PREFIX_LENGTH] + answer, question)
-
-
 SOURCE = (
     "OpenAI MRCR (MIT), after Vodrahalli et al. (2024), Michelangelo, arXiv:2409.12640. Differs: the texts are "
     "generated from templates, by no model, and are shorter; several requests of a conversation may be asked about; "

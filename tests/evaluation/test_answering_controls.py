@@ -7,8 +7,10 @@ import pytest
 
 from subq_jax.data.tokenizers import ByteTokenizer
 from subq_jax.evaluation.answering import AnsweringModel, Price, answer_questions
+from subq_jax.evaluation.comparisons import best_workarounds, comparisons
 from subq_jax.evaluation.controls import WHOLE, answer_with, check_workarounds, controls_of
-from subq_jax.evaluation.summary import Arm, best_workarounds, comparisons, score_table
+from subq_jax.evaluation.samples import Arm
+from subq_jax.evaluation.summary import score_table
 from subq_jax.evaluation.workarounds import split_text
 from subq_jax.inference.reader import Read, Reader, Said
 from subq_jax.model.config import DecoderConfig

@@ -8,7 +8,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from subq_jax.evaluation.summary import Arm, best_workarounds, comparisons, depth_table, effective_lengths, score_table
+from subq_jax.evaluation.comparisons import best_workarounds, comparisons
+from subq_jax.evaluation.samples import Arm
+from subq_jax.evaluation.summary import depth_table, effective_lengths, score_table
 from subq_jax.reporting.evaluation import render_evaluation, write_evaluation, write_evaluation_plots
 from subq_jax.reporting.plots import heat_map, length_name, scores_vs_length
 

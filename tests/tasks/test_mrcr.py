@@ -9,7 +9,7 @@ import pytest
 from tiny_tasks import TOKENIZER, build, check_common, check_solved, decoded
 
 from subq_jax.tasks import Question, find_task
-from subq_jax.tasks.mrcr import ANSWER_TOKENS, FORMATS, PREFIX_LENGTH, chance_score, score, wrong_instance_score
+from subq_jax.tasks.mrcr import ANSWER_TOKENS, ANSWERED, FORMATS, PREFIX_LENGTH, score, wrong_instance_score
 from subq_jax.tasks.words import WORDS
 
 NAMES = "mrcr_2", "mrcr_4", "mrcr_8"
@@ -81,13 +81,21 @@ def test_the_score_of_wrong_instances_is_measured_beside_the_score():
     assert measure(question.outputs[0], question) < 0.95 < task.score(question.outputs[0], question)
 
 
-@pytest.mark.parametrize("name", ["mrcr_2", "mrcr_4", "mrcr_8"])
+def score_of_another_answer(haystack, question, rng):
+    """That of a random other answer of the conversation, after the required prefix."""
+    expected = question.outputs[0]
+    answers = [piece.removeprefix(ANSWERED).rstrip("\n") for piece in haystack.pieces if piece.startswith(ANSWERED)]
+    answer = rng.choice([answer for answer in answers if answer != expected[PREFIX_LENGTH:]])
+    return score(expected[:PREFIX_LENGTH] + answer, question)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_chance_is_what_the_task_says(name):
     rng, others, same = random.Random(0), [], []
     for index in range(40):
         haystack = build(name, 20_000, index=index, num_questions=4)
         for question in haystack.questions:
-            others.append(chance_score(haystack, question, rng))
+            others.append(score_of_another_answer(haystack, question, rng))
             same.append(score(question.outputs[0][:10] + rng.choice(question.wrong), question))
     *_, of_the_same = map(float, re.findall(r"0\.\d\d", find_task(name).source))
     assert np.mean(others) == pytest.approx(find_task(name).chance, abs=0.03)

@@ -130,9 +130,11 @@ class Repository:
     renaming: Renaming = NOT_RENAMED
 
     def text(self, lines: Lines) -> str:
+        """The text of lines, their ends included."""
         return "".join(self.files[lines.file].lines[lines.first:lines.last])
 
     def definitions(self) -> Iterator[Definition]:
+        """Those of all files, in order."""
         for file in self.files:
             yield from file.definitions
 

@@ -7,9 +7,9 @@ import re
 import matplotlib.image
 import pytest
 
-from subq_jax.reporting.html import format_summary, render_report, write_plots, write_report
 from subq_jax.reporting.plots import cost_vs_length, quality_vs_budget, quality_vs_length
 from subq_jax.reporting.results import Summary, arm_slope, at_best_rate, fitted_slope, summarise
+from subq_jax.reporting.sweep import format_summary, render_report, write_plots, write_report
 from subq_jax.reporting.verdict import verdict
 
 ARMS = [("dense", None), ("sliding_window", 32), ("sliding_window", 64), ("selective", 32), ("selective", 64)]
