@@ -44,6 +44,7 @@ def test_a_tree_is_timed_and_the_quadratic_arm_is_left_out_in_time(tmp_path):
     ("--fanouts=1", "fanouts must be an integer >= 2, got 1"),
     ("--parts", "--parts needs a GPU of compute capability 9.0"),
     ("--inputs=uniform", "--inputs=uniform is what attention is given with --parts"),
+    ("--inputs=trained", "--inputs=trained and --trained_run go together"),
     ("--budget=20", "budget of .* must be a multiple of block_size=8"),
 ])
 def test_wrong_flags_are_named(tmp_path, flag, message):
