@@ -202,6 +202,7 @@ def _below_best(maxima, count):
         return tuple(jnp.where(x == by_row(highest, x), jnp.float32(-jnp.inf), x) for x in maxima)
 
     bound = best(lax.fori_loop(1, count, remove, maxima))
+    bound = jnp.where(bound > LOWEST, jnp.minimum(bound, -LOWEST), jnp.float32(-jnp.inf))  # a NaN bounds nothing
     return bound - jnp.maximum(jnp.abs(bound) * 2.0**-22, 1e-37)
 
 
