@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from subq_jax.data.tokenizers import ByteTokenizer
-from subq_jax.tasks import Request, find_task, haystack, ruler_niah, ruler_qa
+from subq_jax.tasks import TEACHABLE, Request, find_task, haystack, ruler_niah, ruler_qa
 from subq_jax.tasks.words import ADJECTIVES, NOUNS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -66,6 +66,7 @@ NEEDLES = ("niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1",
            "niah_multivalue", "niah_multiquery")
 ANSWER_TOKENS = dict.fromkeys(NEEDLES, 128) | {"vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32, "qa_2": 32}
 TASKS = tuple(ANSWER_TOKENS)
+MANY_KEYS = "niah_noise_32"  # ours
 SYNTHETIC = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "cwe", "fwe")
 ONE_MORE = {  # bytes of what was left out, at most
     "niah_single_1": 91, "niah_multikey_2": 100, "niah_multikey_3": 140, "vt": 91, "cwe": 40, "fwe": 60,
@@ -220,6 +221,37 @@ def test_needles_follow_the_template(name):
         rest = re.sub(r" One of the special magic \w+ for \S+ is: \S+\.", "", body)
         assert all(sentence in " ".join(" ".join(STORY).split()) for sentence in rest.split(" Day ")[1:-1])
     assert len(built.questions) == (2 if "multikey" in name else 1)
+
+
+@pytest.mark.parametrize(("length", "num_keys"), [(900, 2), (2500, 7), (8200, 26), (12000, 32), (40000, 32)])
+def test_many_keys_in_noise_are_fewer_where_the_context_is_short(length, num_keys):
+    built = make(MANY_KEYS, length, num_questions=40)
+    keys = re.findall(r"special magic numbers for (\S+) is: ", built.context)
+    assert len(keys) == len(set(keys)) == len(built.questions) == num_keys
+    assert sum(line == NOISE for line in built.context.split("\n")) >= num_keys
+    assert all(len(question.outputs) == len(question.evidence) == 1 for question in built.questions)
+    asked = [re.search(r"for (\S+) mentioned", question.text)[1] for question in built.questions]
+    assert sorted(asked) == sorted(keys)
+
+
+def test_many_keys_in_noise_are_told_apart():
+    built, score = make(MANY_KEYS, 12000, num_questions=40), find_task(MANY_KEYS).score
+    for question in built.questions:
+        answer, values = solve("niah", prompt(built, question))
+        (value,), ((start, end),) = question.outputs, question.evidence
+        key = re.search(r"for (\S+) mentioned", question.text)[1]
+        assert answer == [value] and score(value, question) == 1
+        assert BYTES.decode(built.tokens[start:end]) == f"One of the special magic numbers for {key} is: {value}.\n"
+        assert set(question.wrong) == {*values} - {value}
+        assert not any(score(wrong, question) for wrong in question.wrong)
+    assert MANY_KEYS in TEACHABLE and find_task(MANY_KEYS).source.startswith("RULER's sentences, up to 32 keys: ours")
+
+
+def test_many_keys_of_training_are_none_of_evaluation():
+    seen, asked = ({key for index in range(8) for key in re.findall(
+        r"numbers for (\S+) is: ", make(MANY_KEYS, 12000, index=index, held_out=held_out).context)}
+        for held_out in (False, True))
+    assert min(len(seen), len(asked)) > 200 and not seen & asked
 
 
 def test_needles_stand_anywhere():
