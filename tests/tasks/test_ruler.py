@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from subq_jax.data.tokenizers import ByteTokenizer
-from subq_jax.tasks import TEACHABLE, Request, find_task, haystack, ruler_niah, ruler_qa
+from subq_jax.tasks import TEACHABLE, Request, find_task, haystack, ruler_niah, ruler_qa, ruler_tracing
 from subq_jax.tasks.words import ADJECTIVES, NOUNS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -278,6 +278,38 @@ def test_tracing_follows_the_template():
     assert question.outputs == tuple(names)
     assert [BYTES.decode(built.tokens[a:b]).rstrip("\n") for a, b in question.evidence] == statements
     assert example.rstrip().split()[-5:] == list(question.wrong)
+
+
+@pytest.mark.parametrize("length", [3500, 9000, 30011])
+def test_of_several_chains_one_is_asked_about(length):
+    built, score = make("vt_4", length), find_task("vt_4").score
+    (question,) = built.questions
+    answer, variables = solve("vt", prompt(built, question))
+    assert tuple(answer) == question.outputs and score(" ".join(answer), question) == 1
+    assert set(question.wrong) == {*variables} - {*answer} and not any(score(name, question) for name in question.wrong)
+    lines = built.context[built.context.rindex("Memorize"):].split("\n\n", 1)[1].split("\n")
+    statements = [line for line in lines[:-1] if line != NOISE]
+    evidence = [BYTES.decode(built.tokens[a:b]).rstrip("\n") for a, b in question.evidence]
+    assert [line for line in statements if line in evidence] == evidence
+    assert [line.split()[1] for line in evidence] == answer
+    held = {}  # by variable, in the order of the text
+    for _, variable, _, *_, value in map(str.split, statements):
+        held[variable] = held.get(value, value)
+    assert sorted(collections.Counter(held.values()).values()) == [5] * 4 and len(statements) == 20
+    changes = sum(held[a.split()[1]] != held[b.split()[1]] for a, b in zip(statements, statements[1:], strict=False))
+    assert changes > 3  # chains are mixed
+
+
+def test_several_chains_of_one_number_do_not_occur():
+    class FewNumbers:
+        def __init__(self, rng):
+            self.choice, self.integers = rng.choice, lambda low, high: rng.integers(low, low + 5)
+
+    rng = FewNumbers(np.random.default_rng(0))
+    chains = []
+    for _ in range(5):
+        chains.append(ruler_tracing._chain(rng, 5, chains))
+    assert {chain.value for chain in chains} == set(range(10000, 10005))
 
 
 @pytest.mark.parametrize(("length", "example", "main"),
