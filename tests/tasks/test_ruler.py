@@ -66,7 +66,7 @@ NEEDLES = ("niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1",
            "niah_multivalue", "niah_multiquery")
 ANSWER_TOKENS = dict.fromkeys(NEEDLES, 128) | {"vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32, "qa_2": 32}
 TASKS = tuple(ANSWER_TOKENS)
-MANY_KEYS = "niah_noise_32"  # ours
+MANY_KEYS, GRID = "niah_noise_32", "niah_grid"  # ours
 SYNTHETIC = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "cwe", "fwe")
 ONE_MORE = {  # bytes of what was left out, at most
     "niah_single_1": 91, "niah_multikey_2": 100, "niah_multikey_3": 140, "vt": 91, "cwe": 40, "fwe": 60,
@@ -258,6 +258,30 @@ def test_needles_stand_anywhere():
     depths = [make("niah_single_1", 12000, index=i).questions[0].evidence[0][0] / 12000 for i in range(40)]
     assert min(depths) < 0.15 and max(depths) > 0.85 and 0.35 < np.mean(depths) < 0.65
     assert len({int(depth * 12000) % 64 for depth in depths}) > 20
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, Words()], ids=["bytes", "words"])
+@pytest.mark.parametrize("length", [2200, 2500, 12000])
+def test_a_grid_has_its_needle_in_the_tenth_of_its_index(tokenizer, length):
+    places = []
+    for index in range(40):
+        built = make(GRID, length, tokenizer, index=index)
+        ((start, end),) = (question := built.questions[0]).evidence
+        assert int(start / len(built.tokens) * 10) == index % 10
+        assert tokenizer.decode(built.tokens[start:end]).endswith(f" is: {question.outputs[0]}.\n")
+        assert solve(GRID, prompt(built, question))[0] == [*question.outputs]
+        places.append(start)
+    if length == 12000:
+        assert len({start % 64 for start in places}) > 15 and len(set(places)) > 30
+
+
+def test_a_grid_needs_a_place_in_every_tenth_whatever_the_index():
+    least = []
+    for index in range(10):
+        with pytest.raises(ValueError, match="niah_grid needs length > [0-9]+ with this tokenizer, got 1500") as error:
+            make(GRID, 1500, index=index)
+        least.append(int(re.search("> ([0-9]+)", str(error.value))[1]))
+    assert min(least) > 1800 and max(least) < 2200
 
 
 def test_tracing_follows_the_template():
