@@ -337,7 +337,8 @@ def test_several_chains_of_one_number_do_not_occur():
 
 
 @pytest.mark.parametrize(("length", "example", "main"),
-                         [(3000, {3: 10, 1: 10}, (6, 1)), (9000, {10: 10, 3: 30}, (30, 3))])
+                         [(3000, {3: 10, 1: 10}, (6, 1)), (5000, {3: 10, 1: 10}, (6, 1)),
+                          (9000, {10: 10, 3: 30}, (30, 3))])
 def test_common_words_follow_the_template(length, example, main):
     built = make("cwe", length)
     (question,) = built.questions
@@ -359,6 +360,18 @@ def test_common_words_follow_the_template(length, example, main):
     assert {counts[1].pop(word) for word in question.outputs} == {often} and set(counts[1].values()) == {seldom}
     assert len(question.evidence) == 10 * often
     assert {BYTES.decode(built.tokens[a:b]).strip() for a, b in question.evidence} == set(question.outputs)
+
+
+def test_common_words_fit_at_every_length_from_their_shortest_on():
+    """With bytes RULER's list for 4,096 tokens and more takes over 6,000, the short one some 1,800."""
+    with pytest.raises(ValueError, match=r"cwe needs length > 18\d\d with this tokenizer, got 1500"):
+        make("cwe", 1500)
+    repeated = []
+    for length in (2000, 4095, 4096, 6400, 6500):
+        (question,) = make("cwe", length).questions
+        repeated.append(len(question.evidence) // 10)
+    assert repeated == [6, 6, 6, 6, 30]
+    assert len(make("cwe", 4096, Words()).questions[0].evidence) == 300
 
 
 def test_frequent_words_follow_the_template():
