@@ -502,6 +502,15 @@ def test_keys_run_out(monkeypatch):
         make("niah_multikey_2", 5000)
 
 
+def test_an_unknown_name_is_answered_with_those_most_like_it():
+    with pytest.raises(ValueError, match=r"task must be one of .* got 'phone_book'; did you mean 'phonebook'\?$"):
+        find_task("phone_book")
+    with pytest.raises(ValueError, match="got 'niah-single-1'; did you mean 'niah_single_1' or 'niah_single_"):
+        find_task("niah-single-1")
+    with pytest.raises(ValueError, match="got 'telepathy'$"):
+        find_task("telepathy")
+
+
 def test_registered_with_rulers_numbers():
     for name in TASKS:
         task = find_task(name)
