@@ -121,12 +121,13 @@ def _pictures(scores, lengths, depths):
 
 
 def _map(rows, field, arm):
-    """(file's name, description, PNG): an arm's scores by `field` and length."""
-    here = {(row[field], row["length"]): row["mean"] for row in rows if (row["mechanism"], row["budget"]) == arm}
+    """(file's name, description, PNG): an arm's scores, and how many answers they are of, by `field` and length."""
+    here = {(row[field], row["length"]): row for row in rows if (row["mechanism"], row["budget"]) == arm}
     names, lengths = (sorted({key[axis] for key in here}) for axis in (0, 1))
     shown = [f"{name:.0%}" if field == "depth" else name for name in names]
-    description = f"{arm_name(*arm)}: score by {field} and length"
-    png = plots.heat_map([[here.get((name, length)) for length in lengths] for name in names], title=description,
+    description = f"{arm_name(*arm)}: score (answers) by {field} and length"
+    laid_out = lambda value: [[here.get((name, length), {}).get(value) for length in lengths] for name in names]
+    png = plots.heat_map(laid_out("mean"), counts=laid_out("samples"), title=description,
                          xlabel="length (tokens)", ylabel="depth of the evidence" if field == "depth" else field,
                          columns=[plots.length_name(length) for length in lengths], rows=shown)
     return f"{field}_by_length_{arm_name(*arm).replace(' ', '_')}", description, png

@@ -128,11 +128,12 @@ def controls_vs_length(rows: list[Row], *, title: str) -> bytes:
 
 
 def heat_map(values: Sequence[Sequence[float | None]], *, title: str, xlabel: str, ylabel: str,
-             columns: Sequence[str], rows: Sequence[str]) -> bytes:
+             columns: Sequence[str], rows: Sequence[str], counts: Sequence[Sequence[int | None]]) -> bytes:
     """Scores in [0, 1] as a map with the numbers written in; None is left blank.
 
     Args:
       values: one sequence a row, from the top.
+      counts: of the answers behind each value, written after it in brackets; laid out as `values`.
       title: heading.
       xlabel: what the columns are.
       ylabel: what the rows are.
@@ -145,13 +146,13 @@ def heat_map(values: Sequence[Sequence[float | None]], *, title: str, xlabel: st
     if not rows or not columns or [len(line) for line in values] != [len(columns)] * len(rows):
         raise ValueError(f"values must have {len(rows)} rows of {len(columns)} columns, and one of each at least")
     scores = np.array(values, np.float64)  # None becomes NaN
-    figure, axes = _figure(title, xlabel, ylabel, size=(2.4 + 0.7 * len(columns), 1.5 + 0.32 * len(rows)))
+    figure, axes = _figure(title, xlabel, ylabel, size=(2.4 + 0.9 * len(columns), 1.5 + 0.32 * len(rows)))
     axes.grid(False)
     drawn = axes.imshow(scores, vmin=0, vmax=1, cmap="cividis", aspect="auto")
     figure.colorbar(drawn, ax=axes, label="score")
     for (row, column), score in np.ndenumerate(scores):
         if not np.isnan(score):
-            axes.text(column, row, f"{score:.2f}", ha="center", va="center", fontsize=7,
+            axes.text(column, row, f"{score:.2f} ({counts[row][column]})", ha="center", va="center", fontsize=7,
                       color="white" if score < 0.5 else "black")
     axes.set_xticks(range(len(columns)), columns, fontsize=8)
     axes.set_yticks(range(len(rows)), rows, fontsize=8)

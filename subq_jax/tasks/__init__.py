@@ -4,6 +4,7 @@
 gives the same haystack. Each module holds one family and says where its tasks come from.
 """
 
+import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -39,9 +40,11 @@ TEACHABLE = ("phonebook", "mqar", "niah_single_1", "niah_multikey_2", "niah_mult
 
 
 def find_task(name: str) -> Task:
-    """The task called `name`; raises ValueError, listing all names, if there is none."""
+    """The task called `name`; raises ValueError, listing all names and those most like it, if there is none."""
     if name not in TASKS:
-        raise ValueError(f"task must be one of {sorted(TASKS)}, got {name!r}")
+        near = " or ".join(map(repr, difflib.get_close_matches(name, TASKS)))
+        hint = f"; did you mean {near}?" if near else ""
+        raise ValueError(f"task must be one of {sorted(TASKS)}, got {name!r}{hint}")
     return TASKS[name]
 
 

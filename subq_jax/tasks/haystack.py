@@ -90,6 +90,7 @@ class Haystack:
 
         A row is all that `subq_jax.tasks.score_row` needs; `code_body` has a field `body` for it.
         `token_position_answer` is where the first evidence begins; in RULER's files it is where the answer itself does.
+        `length` is the length asked for, which samples go by; there it is the prompt's own and the room for the answer.
         """
         context = self.context
         for number, question in enumerate(self.questions):

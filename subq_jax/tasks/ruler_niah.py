@@ -1,8 +1,9 @@
-"""RULER's eight needles in a haystack (Hsieh et al., 2024, arXiv:2404.06654; NVIDIA/RULER, Apache-2.0), and a ninth.
+"""RULER's eight needles in a haystack (Hsieh et al., 2024, arXiv:2404.06654; NVIDIA/RULER, Apache-2.0), and two more.
 
 Sentences bind keys to values; the question names keys and wants all their values. They stand among a sentence of noise
 again and again, among sentences of natural text, or among other such sentences, which makes every key a distractor.
-Ours is up to 32 needles in noise, each asked about alone: many keys, and yet a haystack of any length.
+Ours are up to 32 needles in noise, each asked about alone: many keys, and yet a haystack of any length; and one needle
+in noise whose depth goes with the haystack's index, so that a map of depths and lengths has no empty cell.
 """
 
 import dataclasses
@@ -38,7 +39,8 @@ NEEDLE = ("One of the special magic {type_needle_v} for", " {key}", " is:", " {v
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
 ANSWER_TOKENS = 128
 
-OURS = "niah_noise_32"
+MANY_KEYS, GRID = "niah_noise_32", "niah_grid"  # ours
+GRID_DEPTHS = 10  # equal parts of the context
 LONGEST_SENTENCE = 60  # words; text without full stops is cut here, so that needles find places in it
 LONGEST_WORD = 200  # characters; text without spaces is cut here, or the context would end where one does not fit
 
@@ -52,9 +54,10 @@ class Kind:
       keys: "words" or "uuids".
       values: "numbers" or "uuids".
       num_keys: inserted, beside those of a haystack of needles.
-      fewer: whether there are fewer where they and as much noise would take more than half of the length.
       num_values: of each key.
       num_queries: keys in one question.
+      fewer: whether there are fewer keys where they and as much noise would take more than half of the length.
+      by_index: whether the needle of haystack i begins in tenth i mod 10 of the context, at a random place there.
     """
 
     haystack: str
@@ -64,6 +67,7 @@ class Kind:
     num_values: int = 1
     num_queries: int = 1
     fewer: bool = False
+    by_index: bool = False
 
     def wording(self) -> tuple[str, str, str]:
         """The text before the context, the question and the answer's prefix; `{query}` is still to be filled in."""
@@ -98,7 +102,8 @@ KINDS = {
     "niah_multikey_3": Kind("needle", keys="uuids", values="uuids"),
     "niah_multivalue": Kind("essay", num_values=4),
     "niah_multiquery": Kind("essay", num_keys=4, num_queries=4),
-    OURS: Kind("noise", num_keys=32, fewer=True),
+    MANY_KEYS: Kind("noise", num_keys=32, fewer=True),
+    GRID: Kind("noise", by_index=True),
 }
 
 
@@ -119,10 +124,15 @@ def build(name: str, request: Request) -> Haystack:
     return assemble(request, name, pieces, ask, encoder, ANSWER_TOKENS)
 
 
-def spread(rng: np.random.Generator, fillers: list[str], needles: list[str]) -> tuple[list[str], list[int]]:
-    """The needles, in their order, each before another random filler; and where they are in the resulting list."""
+def spread(rng: np.random.Generator, fillers: list[str], needles: list[str],
+           before: range | None = None) -> tuple[list[str], list[int]]:
+    """The needles, in their order, each before another random filler (of those `before`, or of all).
+
+    Also returns where they are in the resulting list.
+    """
     pieces = list(fillers)
-    places = np.sort(rng.choice(len(fillers), len(needles), replace=False)) + np.arange(len(needles))
+    before = range(len(fillers)) if before is None else before
+    places = np.sort(rng.choice(before, len(needles), replace=False)) + np.arange(len(needles))
     for needle, place in zip(needles, places, strict=True):
         pieces.insert(place, needle)
     return pieces, places.tolist()
@@ -186,11 +196,30 @@ def _among_text(name, kind, request, rng, encoder):
         room = room_for_context(request, name, encoder, ANSWER_TOKENS, header, *asked, *needles, "\n")
         opening, *sentences = natural_text(request, name, rng, encoder, room, len(needles))
         start, sentences = [header, opening], [*sentences, "\n"]
+    before = _places_by_index(name, request, encoder, header, needles[0], len(sentences)) if kind.by_index else None
     order = rng.permutation(len(needles))
-    pieces, places = spread(rng, sentences, [needles[i] for i in order])
+    pieces, places = spread(rng, sentences, [needles[i] for i in order], before)
     place_of = len(start) + np.array(places)[np.argsort(order)]
     places = [[(place, place) for place in row] for row in place_of.reshape(len(entries), kind.num_values).tolist()]
     return [*start, *pieces], entries, places, groups
+
+
+def _places_by_index(name: str, request: Request, encoder: Encoder, header: str, needle: str,
+                     num_noises: int) -> range:
+    """The noises before which a needle begins in the tenth of the context that the haystack's index wants.
+
+    Raises:
+      ValueError: where the context is so short that the header, or noise and needle, are longer than a tenth of it.
+    """
+    begin, noise = encoder.count(header), encoder.count(NOISE)
+    total = begin + encoder.count(needle) + num_noises * noise
+    if (lacking := GRID_DEPTHS * max(begin, noise + encoder.count(needle)) - total) >= 0:
+        raise ValueError(f"{name} needs length > {request.length + lacking + noise} with this tokenizer, got "
+                         f"{request.length}")
+    depth = request.index % GRID_DEPTHS
+    first, last = (max(0, -((begin * GRID_DEPTHS - edge * total) // (noise * GRID_DEPTHS)))
+                   for edge in (depth, depth + 1))
+    return range(first, min(last, num_noises))
 
 
 def natural_text(request: Request, name: str, rng: np.random.Generator, encoder: Encoder, room: int,
@@ -277,7 +306,8 @@ def _source(name: str, kind: Kind) -> str:
     keys = f"; keys of {len(ADJECTIVES)} adjectives and {len(NOUNS)} nouns of our own" if kind.keys == "words" else ""
     if kind.haystack == "essay":
         return f"RULER-style: sentences of the corpus instead of essays, needles at any depth{keys}"
-    return f"RULER's sentences, up to 32 keys: ours{keys}" if name == OURS else f"RULER{keys}"
+    ours = {MANY_KEYS: "'s sentences, up to 32 keys: ours", GRID: "'s niah_single_1 at depths by index: ours"}
+    return f"RULER{ours.get(name, '')}{keys}"
 
 
 TASKS = tuple(Task(name, functools.partial(build, name), share_of_references, ANSWER_TOKENS, _source(name, kind))

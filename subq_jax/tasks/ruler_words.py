@@ -21,9 +21,8 @@ COMMON_PREFIX = " Answer: The top 10 words that appear most often in the list ar
 COMMON_TOKENS = 120
 NUM_COMMON = 10
 # freq_cw and freq_ucw, how often common and uncommon words stand in the list; then the example's words, and its two.
-LONG = ((30, 3), (40, 10, 3))
-SHORT = ((6, 1), (20, 3, 1))
-LONG_FROM = 4096  # tokens
+FORMS = (((30, 3), (40, 10, 3)), ((6, 1), (20, 3, 1)))  # the long one, and the short one for where that does not fit
+LONG_FROM = 4096  # tokens; RULER's bound, below which the form is short anyway
 
 FREQUENT_HEADER = ("Read the following coded text and track the frequency of each coded word. Find the three most "
                    "frequently appeared coded words.")
@@ -47,17 +46,20 @@ NUM_SYLLABLES = 3  # so no word is part of another, and there are a million
 
 def build_common(request: Request) -> Haystack:
     """The haystack of common words: as many uncommon words as fit."""
-    rng, encoder = request.rng("cwe"), Encoder(request.tokenizer)
-    (often, seldom), (num_words, example_often, example_seldom) = LONG if request.length >= LONG_FROM else SHORT
-    words = _words(rng)
-    example_words = list(itertools.islice(words, num_words))
-    solved = example_words[:NUM_COMMON]
-    example = [COMMON_HEADER, *_numbered(rng, example_words, example_often, example_seldom)[0], COMMON_QUESTION,
-               COMMON_PREFIX, "".join(f" {i}. {word}" for i, word in enumerate(solved, 1)), "\n"]
+    encoder = Encoder(request.tokenizer)
+    for (often, seldom), (num_words, example_often, example_seldom) in FORMS[request.length < LONG_FROM:]:
+        rng = request.rng("cwe")
+        words = _words(rng)
+        example_words = list(itertools.islice(words, num_words))
+        solved = example_words[:NUM_COMMON]
+        example = [COMMON_HEADER, *_numbered(rng, example_words, example_often, example_seldom)[0], COMMON_QUESTION,
+                   COMMON_PREFIX, "".join(f" {i}. {word}" for i, word in enumerate(solved, 1)), "\n"]
 
-    chosen = list(itertools.islice(words, NUM_COMMON + 1))
-    least, _ = _numbered(rng, chosen, often, seldom)
-    fixed = [*example, COMMON_HEADER, COMMON_QUESTION, COMMON_PREFIX, *least]
+        chosen = list(itertools.islice(words, NUM_COMMON + 1))
+        least, _ = _numbered(rng, chosen, often, seldom)
+        fixed = [*example, COMMON_HEADER, COMMON_QUESTION, COMMON_PREFIX, *least]
+        if encoder.count(*fixed) + COMMON_TOKENS < request.length:
+            break
     room = room_for_context(request, "cwe", encoder, COMMON_TOKENS, *fixed)
     last = len(least) // 2
     for number, word in enumerate(words):
@@ -142,6 +144,7 @@ def _coded(rng: np.random.Generator, size: int) -> list[str]:
 
 TASKS = (
     Task("cwe", build_common, share_of_references, COMMON_TOKENS,
-         "RULER; the words are made of three syllables, at every length, where RULER has English ones"),
+         "RULER; the words are made of three syllables, at every length, where RULER has English ones; at 4,096 "
+         "tokens and more the list is RULER's short one where its long one does not fit"),
     Task("fwe", build_frequent, share_of_references, FREQUENT_TOKENS, "RULER"),
 )

@@ -7,6 +7,7 @@ import re
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from subq_jax.evaluation.comparisons import best_workarounds, comparisons
 from subq_jax.evaluation.samples import Arm
@@ -126,10 +127,21 @@ def test_files(tmp_path):
 
 def test_a_map_shows_scores_as_brightness():
     shape = dict(title="t", xlabel="x", ylabel="y", columns=["a", "b"], rows=["c"])
-    low, high, blank = (matplotlib.image.imread(io.BytesIO(heat_map([[value, value]], **shape)))
+    low, high, blank = (matplotlib.image.imread(io.BytesIO(heat_map([[value, value]], counts=[[7, 7]], **shape)))
                         for value in (0.0, 1.0, None))
     half = np.s_[low.shape[0] // 3 : low.shape[0] // 2, low.shape[1] // 4 : low.shape[1] // 2]
     assert low[half].mean() < high[half].mean() < blank[half].mean()
+
+
+def test_maps_say_how_many_answers_a_cell_has(monkeypatch):
+    written = []
+    monkeypatch.setattr(Axes, "text", lambda axes, column, row, text, **style: written.append((row, column, text)))
+    rows = [row for row in study(tasks=("niah",)) if row["mechanism"] == "dense"]
+    rows = [row for row in rows if row["length"] == 4096 or row["depth"] < 0.5]
+    rows += [row | {"haystack": 100 + row["haystack"]} for row in rows if row["depth"] < 0.2]
+    render_evaluation(score_table(rows), title="t", depths=depth_table(rows, num_bins=2))
+    assert [(row, column, text.split()[1]) for row, column, text in written] == [
+        (0, 0, "(21)"), (0, 1, "(21)"), (1, 0, "(15)")]
 
 
 def test_curves_draw_what_has_no_interval():
@@ -147,9 +159,9 @@ def test_lengths_on_axes(length, name):
 
 @pytest.mark.parametrize("call, message", [
     (lambda: render_evaluation([], title="t"), "scores must hold at least one row"),
-    (lambda: heat_map([[1]], title="t", xlabel="", ylabel="", columns=["a", "b"], rows=["c"]),
+    (lambda: heat_map([[1]], counts=[[1]], title="t", xlabel="", ylabel="", columns=["a", "b"], rows=["c"]),
      "values must have 1 rows of 2 columns"),
-    (lambda: heat_map([], title="t", xlabel="", ylabel="", columns=[], rows=[]), "values must have 0 rows"),
+    (lambda: heat_map([], counts=[], title="t", xlabel="", ylabel="", columns=[], rows=[]), "values must have 0 rows"),
 ])
 def test_wrong_input_is_refused(call, message):
     with pytest.raises(ValueError) as error:

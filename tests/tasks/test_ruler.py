@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from subq_jax.data.tokenizers import ByteTokenizer
-from subq_jax.tasks import Request, find_task, haystack, ruler_niah, ruler_qa
+from subq_jax.tasks import TEACHABLE, Request, find_task, haystack, ruler_niah, ruler_qa, ruler_tracing
 from subq_jax.tasks.words import ADJECTIVES, NOUNS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -66,6 +66,7 @@ NEEDLES = ("niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1",
            "niah_multivalue", "niah_multiquery")
 ANSWER_TOKENS = dict.fromkeys(NEEDLES, 128) | {"vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32, "qa_2": 32}
 TASKS = tuple(ANSWER_TOKENS)
+MANY_KEYS, GRID = "niah_noise_32", "niah_grid"  # ours
 SYNTHETIC = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "cwe", "fwe")
 ONE_MORE = {  # bytes of what was left out, at most
     "niah_single_1": 91, "niah_multikey_2": 100, "niah_multikey_3": 140, "vt": 91, "cwe": 40, "fwe": 60,
@@ -222,10 +223,65 @@ def test_needles_follow_the_template(name):
     assert len(built.questions) == (2 if "multikey" in name else 1)
 
 
+@pytest.mark.parametrize(("length", "num_keys"), [(900, 2), (2500, 7), (8200, 26), (12000, 32), (40000, 32)])
+def test_many_keys_in_noise_are_fewer_where_the_context_is_short(length, num_keys):
+    built = make(MANY_KEYS, length, num_questions=40)
+    keys = re.findall(r"special magic numbers for (\S+) is: ", built.context)
+    assert len(keys) == len(set(keys)) == len(built.questions) == num_keys
+    assert sum(line == NOISE for line in built.context.split("\n")) >= num_keys
+    assert all(len(question.outputs) == len(question.evidence) == 1 for question in built.questions)
+    asked = [re.search(r"for (\S+) mentioned", question.text)[1] for question in built.questions]
+    assert sorted(asked) == sorted(keys)
+
+
+def test_many_keys_in_noise_are_told_apart():
+    built, score = make(MANY_KEYS, 12000, num_questions=40), find_task(MANY_KEYS).score
+    for question in built.questions:
+        answer, values = solve("niah", prompt(built, question))
+        (value,), ((start, end),) = question.outputs, question.evidence
+        key = re.search(r"for (\S+) mentioned", question.text)[1]
+        assert answer == [value] and score(value, question) == 1
+        assert BYTES.decode(built.tokens[start:end]) == f"One of the special magic numbers for {key} is: {value}.\n"
+        assert set(question.wrong) == {*values} - {value}
+        assert not any(score(wrong, question) for wrong in question.wrong)
+    assert MANY_KEYS in TEACHABLE and find_task(MANY_KEYS).source.startswith("RULER's sentences, up to 32 keys: ours")
+
+
+def test_many_keys_of_training_are_none_of_evaluation():
+    seen, asked = ({key for index in range(8) for key in re.findall(
+        r"numbers for (\S+) is: ", make(MANY_KEYS, 12000, index=index, held_out=held_out).context)}
+        for held_out in (False, True))
+    assert min(len(seen), len(asked)) > 200 and not seen & asked
+
+
 def test_needles_stand_anywhere():
     depths = [make("niah_single_1", 12000, index=i).questions[0].evidence[0][0] / 12000 for i in range(40)]
     assert min(depths) < 0.15 and max(depths) > 0.85 and 0.35 < np.mean(depths) < 0.65
     assert len({int(depth * 12000) % 64 for depth in depths}) > 20
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, Words()], ids=["bytes", "words"])
+@pytest.mark.parametrize("length", [2200, 2500, 12000])
+def test_a_grid_has_its_needle_in_the_tenth_of_its_index(tokenizer, length):
+    places = []
+    for index in range(40):
+        built = make(GRID, length, tokenizer, index=index)
+        ((start, end),) = (question := built.questions[0]).evidence
+        assert int(start / len(built.tokens) * 10) == index % 10
+        assert tokenizer.decode(built.tokens[start:end]).endswith(f" is: {question.outputs[0]}.\n")
+        assert solve(GRID, prompt(built, question))[0] == [*question.outputs]
+        places.append(start)
+    if length == 12000:
+        assert len({start % 64 for start in places}) > 15 and len(set(places)) > 30
+
+
+def test_a_grid_needs_a_place_in_every_tenth_whatever_the_index():
+    least = []
+    for index in range(10):
+        with pytest.raises(ValueError, match="niah_grid needs length > [0-9]+ with this tokenizer, got 1500") as error:
+            make(GRID, 1500, index=index)
+        least.append(int(re.search("> ([0-9]+)", str(error.value))[1]))
+    assert min(least) > 1800 and max(least) < 2200
 
 
 def test_tracing_follows_the_template():
@@ -248,8 +304,41 @@ def test_tracing_follows_the_template():
     assert example.rstrip().split()[-5:] == list(question.wrong)
 
 
+@pytest.mark.parametrize("length", [3500, 9000, 30011])
+def test_of_several_chains_one_is_asked_about(length):
+    built, score = make("vt_4", length), find_task("vt_4").score
+    (question,) = built.questions
+    answer, variables = solve("vt", prompt(built, question))
+    assert tuple(answer) == question.outputs and score(" ".join(answer), question) == 1
+    assert set(question.wrong) == {*variables} - {*answer} and not any(score(name, question) for name in question.wrong)
+    lines = built.context[built.context.rindex("Memorize"):].split("\n\n", 1)[1].split("\n")
+    statements = [line for line in lines[:-1] if line != NOISE]
+    evidence = [BYTES.decode(built.tokens[a:b]).rstrip("\n") for a, b in question.evidence]
+    assert [line for line in statements if line in evidence] == evidence
+    assert [line.split()[1] for line in evidence] == answer
+    held = {}  # by variable, in the order of the text
+    for _, variable, _, *_, value in map(str.split, statements):
+        held[variable] = held.get(value, value)
+    assert sorted(collections.Counter(held.values()).values()) == [5] * 4 and len(statements) == 20
+    changes = sum(held[a.split()[1]] != held[b.split()[1]] for a, b in zip(statements, statements[1:], strict=False))
+    assert changes > 3  # chains are mixed
+
+
+def test_several_chains_of_one_number_do_not_occur():
+    class FewNumbers:
+        def __init__(self, rng):
+            self.choice, self.integers = rng.choice, lambda low, high: rng.integers(low, low + 5)
+
+    rng = FewNumbers(np.random.default_rng(0))
+    chains = []
+    for _ in range(5):
+        chains.append(ruler_tracing._chain(rng, 5, chains))
+    assert {chain.value for chain in chains} == set(range(10000, 10005))
+
+
 @pytest.mark.parametrize(("length", "example", "main"),
-                         [(3000, {3: 10, 1: 10}, (6, 1)), (9000, {10: 10, 3: 30}, (30, 3))])
+                         [(3000, {3: 10, 1: 10}, (6, 1)), (5000, {3: 10, 1: 10}, (6, 1)),
+                          (9000, {10: 10, 3: 30}, (30, 3))])
 def test_common_words_follow_the_template(length, example, main):
     built = make("cwe", length)
     (question,) = built.questions
@@ -271,6 +360,18 @@ def test_common_words_follow_the_template(length, example, main):
     assert {counts[1].pop(word) for word in question.outputs} == {often} and set(counts[1].values()) == {seldom}
     assert len(question.evidence) == 10 * often
     assert {BYTES.decode(built.tokens[a:b]).strip() for a, b in question.evidence} == set(question.outputs)
+
+
+def test_common_words_fit_at_every_length_from_their_shortest_on():
+    """With bytes RULER's list for 4,096 tokens and more takes over 6,000, the short one some 1,800."""
+    with pytest.raises(ValueError, match=r"cwe needs length > 18\d\d with this tokenizer, got 1500"):
+        make("cwe", 1500)
+    repeated = []
+    for length in (2000, 4095, 4096, 6400, 6500):
+        (question,) = make("cwe", length).questions
+        repeated.append(len(question.evidence) // 10)
+    assert repeated == [6, 6, 6, 6, 30]
+    assert len(make("cwe", 4096, Words()).questions[0].evidence) == 300
 
 
 def test_frequent_words_follow_the_template():
@@ -399,6 +500,15 @@ def test_keys_run_out(monkeypatch):
     monkeypatch.setattr(ruler_niah, "NOUNS", NOUNS[:3])
     with pytest.raises(ValueError, match="niah_multikey_2 has 5 keys, too few for length=5000"):
         make("niah_multikey_2", 5000)
+
+
+def test_an_unknown_name_is_answered_with_those_most_like_it():
+    with pytest.raises(ValueError, match=r"task must be one of .* got 'phone_book'; did you mean 'phonebook'\?$"):
+        find_task("phone_book")
+    with pytest.raises(ValueError, match="got 'niah-single-1'; did you mean 'niah_single_1' or 'niah_single_"):
+        find_task("niah-single-1")
+    with pytest.raises(ValueError, match="got 'telepathy'$"):
+        find_task("telepathy")
 
 
 def test_registered_with_rulers_numbers():

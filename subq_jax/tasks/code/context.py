@@ -134,8 +134,10 @@ class Family:
         if chosen:
             return chosen, room
         if smallest is math.inf:
+            alone = all(use.file == use.definition.lines.file for use in repository.uses)
+            hint = "; no file imports from another: give the folder that holds the package, if this is its own" * alone
             raise ValueError(f"{self.name} needs a repository with {self.lacking}, and none of "
-                             f"{len(repository.files)} files has one")
+                             f"{len(repository.files)} files has one{hint}")
         raise ValueError(f"{self.name} needs length >= {smallest} with this tokenizer, got {request.length}")
 
 

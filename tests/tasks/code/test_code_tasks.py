@@ -237,6 +237,14 @@ def test_requests_that_cannot_be_met_are_refused(name):
         build(name, corpus=documents()[5:])
 
 
+@pytest.mark.parametrize("name", ["code_search_call", "code_next_line", "code_identifier", "code_edit"])
+def test_the_folder_of_the_package_itself_is_refused_with_a_hint(name):
+    inside = tuple(document.replace("# shop/", "# ", 1) for document in documents())
+    with pytest.raises(ValueError, match="none of 35 files has one; no file imports from another: give the folder that "
+                                         "holds the package, if this is its own$"):
+        build(name, corpus=inside)
+
+
 def test_similarity_is_bleu():
     assert similarity("a b c d e", "a b c d e") == 1 and similarity("", "a") == 0
     # Precisions 4/5, 3/4, 2/3, 1/2; no penalty.
