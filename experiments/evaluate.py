@@ -16,14 +16,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from experiments import task_flags
-from experiments.program import run
+from experiments.program import refuse_arguments, run
 from experiments.trained_model import TrainedModel
 from subq_jax.evaluation.comparisons import best_workarounds, compare_models_and_controls
 from subq_jax.evaluation.controls import Control, answer_with, check_workarounds, controls_of
@@ -177,8 +177,7 @@ def report(samples: list[dict], workdir: Path, console: Console) -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the evaluation and writes its results."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    refuse_arguments(argv)
     absl_logging.set_verbosity(absl_logging.WARNING)
     console, workdir = Console(), Path(_WORKDIR.value).absolute()
     try:
