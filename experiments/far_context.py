@@ -46,6 +46,8 @@ def main(argv: list[str]) -> None:
         parts = far_context(model, batches, window=_WINDOW.value, ngram=_NGRAM.value)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
+    for part in parts:  # powers of two reach further than the text
+        part["last"] = part["last"] and min(part["last"], _LENGTH.value + 1)
     asked = {"length": _LENGTH.value, "window": _WINDOW.value, "ngram": _NGRAM.value}
     write_rows(workdir / "far_context.jsonl", [asked | part for part in parts])
     show(parts)
