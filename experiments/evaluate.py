@@ -4,8 +4,8 @@ Takes finished runs of `experiments.train` on text (or `cells/<name>/training` o
 questions about the same haystacks. Each answer becomes a row of `samples.jsonl` as soon as its haystack is done, so a
 command that was cut off goes on where it stopped and ends with the same rows; then come `scores.jsonl`, plots and a
 self-contained `report.html`. Models are told apart by mechanism, budget and seed. One folder holds one choice of
-haystacks: `--seed`, `--questions` and the corpus stay as they were, everything else may be added later. `--corpus` is a
-folder of text that no run has seen, for tasks whose haystacks are made of it. `--no_context` and
+haystacks: `--seed`, `--questions`, corpus and tokenizer stay as they were, everything else may be added later.
+`--corpus` is a folder of text that no run has seen, for tasks whose haystacks are made of it. `--no_context` and
 `--workarounds=retrieval,vote,notes` ask the same models the same questions without the context, and by what long
 contexts are to replace, at every one of `--chunk_sizes`.
 """
@@ -100,6 +100,22 @@ def checksum(documents: tuple[str, ...]) -> str:
     return hashlib.sha256("\0".join(documents).encode()).hexdigest()
 
 
+def shared_tokenizer(models: list[TrainedModel], of_samples: str | None, workdir: Path) -> str:
+    """The checksum of the runs' tokenizer; ValueError where there are several, or the samples have another.
+
+    Haystacks are made of tokens: under another tokenizer the same numbers stand for other prompts.
+    """
+    tokenizer = models[0].tokenizer_sha256
+    for folder, model in zip(_RUNS.value, models, strict=True):
+        if model.tokenizer_sha256 != tokenizer:
+            raise ValueError(f"--runs must have the same tokenizer to be asked about the same haystacks, got another "
+                             f"in {folder} than in {_RUNS.value[0]}; choose a workdir for each")
+    if of_samples not in (None, tokenizer):
+        raise ValueError(f"--runs must have the tokenizer that the samples in {workdir} were made with, got another in "
+                         f"{_RUNS.value[0]}; choose another workdir")
+    return tokenizer
+
+
 def check_arms(models: list[TrainedModel]) -> None:
     """Raises ValueError for two runs that no sample could tell apart."""
     runs = {}
@@ -129,19 +145,19 @@ def evaluate_runs(
     done = set(map(group_of, rows))
     with samples.open("a", encoding="utf-8") as file:
         for task, length, index in track(list(asked(tasks, lengths)), "haystacks", console=console):
-            haystacks = {}
+            haystack = None  # not made where nothing is missing
             for model in models:
                 arm = {"task": task.name, "length": length, "haystack": index} | model.arm
                 missing = [control for control in asked_of(length)
                            if group_of(arm | {"control": control.name}) not in done]
                 if not missing:
                     continue
-                if model.data_fingerprint not in haystacks:
+                if haystack is None:
                     request = Request(length, model.tokenizer, task_flags.SEED.value, index,
                                       task_flags.QUESTIONS.value, corpus)
-                    haystacks[model.data_fingerprint] = task.build(request)
+                    haystack = task.build(request)
                 known = {"run": model.run, "template": "seen" if task.name in model.taught else "unseen"}
-                for rows in answer_with(model.answering, task, haystacks[model.data_fingerprint], missing):
+                for rows in answer_with(model.answering, task, haystack, missing):
                     append_rows(file, with_group_size([row | model.arm | known for row in rows]))
 
 
@@ -191,6 +207,7 @@ def main(argv: list[str]) -> None:
             chosen = haystack_choice(workdir / "haystacks.json", corpus, tasks)
             models = [trained_model(folder) for folder in _RUNS.value]
             check_arms(models)
+            chosen["tokenizer_sha256"] = shared_tokenizer(models, chosen.get("tokenizer_sha256"), workdir)
             write_text(workdir / "haystacks.json", json.dumps(chosen) + "\n")
             evaluate_runs(models, tasks, lengths, corpus, workdir / "samples.jsonl", console)
             report(read_rows(workdir / "samples.jsonl"), workdir, console)

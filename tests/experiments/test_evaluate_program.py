@@ -143,6 +143,26 @@ def test_runs_that_samples_cannot_tell_apart_are_refused(tmp_path, trained):
 
 
 @pytest.mark.slow
+def test_runs_with_another_tokenizer_are_refused(tmp_path, trained):
+    other, out = tmp_path / "bpe", tmp_path / "out"
+    done = program("train", ("--config=configs/code.py:smoke", "--progress=false", "--config.data.tokenizer=bpe",
+                             "--config.data.bpe_vocab_size=300", "--config.data.source=docs", "--config.seed=1",
+                             f"--config.data.data_dir={tmp_path / 'data'}"), other)
+    assert done.returncode == 0, done.stderr
+    done = evaluation(out, f"--runs={trained},{other}", "--lengths=512")
+    assert done.returncode != 0 and len(done.stderr.splitlines()) == 1
+    assert f"--runs must have the same tokenizer to be asked about the same haystacks, got another in {other}" in (
+        done.stderr)
+    assert not (out / "samples.jsonl").exists()
+    done = evaluation(out, f"--runs={trained}", "--lengths=512", "--haystacks=1")
+    assert done.returncode == 0, done.stderr
+    rest = (out / "samples.jsonl").read_text()
+    done = evaluation(out, f"--runs={other}", "--lengths=512")
+    assert done.returncode != 0 and f"tokenizer that the samples in {out} were made with, got another" in done.stderr
+    assert (out / "samples.jsonl").read_text() == rest
+
+
+@pytest.mark.slow
 def test_an_unfinished_run_is_refused_and_not_trained(tmp_path, trained):
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "10")
