@@ -69,30 +69,34 @@ def trained_model(folder: str) -> TrainedModel:
         raise ValueError(message) from error
 
 
-def haystack_choice(path: Path, corpus: tuple[str, ...], tasks: list[Task]) -> dict:
-    """The flags that choose the haystacks, and the checksum of the corpus; ValueError where `path` stores others.
+def haystack_choice(path: Path, corpus: tuple[str, ...], tasks: list[Task], *, enforced: bool) -> dict:
+    """What chooses the haystacks, flags and checksums; where `enforced`, ValueError if `path` stores another choice.
 
-    Samples of other haystacks would pass for answers to the same prompts. Tasks about code that have no corpus take
-    the standard library, which differs from one Python to the next: its checksum is added when they are asked first.
+    Samples of other haystacks would pass for answers to the same prompts. The corpus is known by what it holds, not by
+    where it lies. Tasks about code that have no corpus take the standard library, which differs from one Python to the
+    next: its checksum is added when they are asked first.
     """
     chosen = {name: flags.FLAGS[name].value for name in ("seed", "questions", "corpus", "corpus_suffix")}
     checksums = {"corpus_sha256": checksum(corpus)}
     if not corpus and any(task.name in CODE for task in tasks):
         checksums["library_sha256"] = checksum(source_documents())
+    if not (enforced and path.exists()):
+        return chosen | checksums
     try:
-        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else chosen
+        stored = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(stored, dict):
             raise ValueError(f"it must be a JSON object, got {stored!r}")
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}; mend it, or choose another workdir") from error
-    for name, value in chosen.items():
-        if stored.get(name) != value:
+    for name in ("seed", "questions"):
+        if stored.get(name) != chosen[name]:
             raise ValueError(f"--{name} must be {stored.get(name)!r}, as the samples in {path.parent} have it, "
-                             f"got {value!r}; choose another workdir")
+                             f"got {chosen[name]!r}; choose another workdir")
     for name, value in checksums.items():
         if stored.get(name, value) != value:
-            raise ValueError(f"--corpus must hold the files that the samples in {path.parent} are about, got "
-                             f"{task_flags.CORPUS.value or 'a standard library'} with others; choose another workdir")
+            source = "the standard library" if name == "library_sha256" else repr(chosen["corpus"])
+            raise ValueError(f"--corpus must hold the files that the samples in {path.parent} are about, of "
+                             f"{stored.get('corpus')!r} then, got others, of {source}; choose another workdir")
     return stored | chosen | checksums
 
 
@@ -139,10 +143,7 @@ def evaluate_runs(
     console: Console
 ) -> None:
     """Appends what is not yet there to `samples`."""
-    rows = finished(read_rows(samples))
-    check_same_runs(models, rows, samples.parent)
-    write_rows(samples, rows)  # without what was cut short
-    done = set(map(group_of, rows))
+    done = set(map(group_of, read_rows(samples)))
     with samples.open("a", encoding="utf-8") as file:
         for task, length, index in track(list(asked(tasks, lengths)), "haystacks", console=console):
             haystack = None  # not made where nothing is missing
@@ -204,13 +205,17 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"--margin must be in (0, 1], got {_MARGIN.value:g}")
         with only_process_in(workdir):
             corpus = task_flags.corpus()
-            chosen = haystack_choice(workdir / "haystacks.json", corpus, tasks)
+            samples = workdir / "samples.jsonl"
+            rows = finished(read_rows(samples))
+            chosen = haystack_choice(workdir / "haystacks.json", corpus, tasks, enforced=bool(rows))
             models = [trained_model(folder) for folder in _RUNS.value]
             check_arms(models)
+            check_same_runs(models, rows, workdir)
             chosen["tokenizer_sha256"] = shared_tokenizer(models, chosen.get("tokenizer_sha256"), workdir)
             write_text(workdir / "haystacks.json", json.dumps(chosen) + "\n")
-            evaluate_runs(models, tasks, lengths, corpus, workdir / "samples.jsonl", console)
-            report(read_rows(workdir / "samples.jsonl"), workdir, console)
+            write_rows(samples, rows)  # without what was cut short
+            evaluate_runs(models, tasks, lengths, corpus, samples, console)
+            report(read_rows(samples), workdir, console)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
 

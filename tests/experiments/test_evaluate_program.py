@@ -1,12 +1,13 @@
 """The evaluation program, on a run of ten steps that knows nothing."""
 
 import functools
+import hashlib
 import json
 import shutil
 
 import numpy as np
 import pytest
-from programs import program
+from programs import ROOT, program
 
 from subq_jax.data.tokenizers import ByteTokenizer
 from subq_jax.evaluation.answering import AnsweringModel, answer_questions
@@ -14,6 +15,7 @@ from subq_jax.files import read_rows, write_rows
 from subq_jax.inference.reader import Read, Said
 from subq_jax.model.config import DecoderConfig
 from subq_jax.tasks import Request, find_task
+from subq_jax.tasks.code import source_documents
 
 evaluation = functools.partial(program, "evaluate", ("--tasks=phonebook", "--haystacks=2", "--questions=2"))
 
@@ -97,32 +99,53 @@ def test_what_cannot_be_asked_is_said_in_one_line(tmp_path, flags, message):
     assert done.returncode != 0 and message in done.stdout + done.stderr and "Traceback" not in done.stderr
 
 
+def with_samples(folder, **stored):
+    """A folder with one sample, and with what chose its haystacks."""
+    (folder / "haystacks.json").write_text(json.dumps({"seed": 0, "questions": 2, "corpus": ""} | stored))
+    write_rows(folder / "samples.jsonl", [{"mechanism": "dense"}])
+
+
 @pytest.mark.parametrize(("flag", "message"), [
     ("--questions=3", "--questions must be 2, as the samples in {} have it, got 3; choose another workdir"),
-    ("--seed=1", "--seed must be 0,"), ("--corpus=docs", "--corpus must be '', as"),
-    ("--corpus_suffix=.md", "--corpus_suffix must be '', as"),
+    ("--seed=1", "--seed must be 0,"),
+    ("--corpus=docs", "--corpus must hold the files that the samples in {} are about, of '' then, got others, of 'docs'"),
     ("--haystacks=3", "--runs must be folders")])
 def test_samples_of_other_haystacks_are_not_mixed(tmp_path, flag, message):
-    (tmp_path / "haystacks.json").write_text('{"seed": 0, "questions": 2, "corpus": "", "corpus_suffix": ""}')
+    with_samples(tmp_path, corpus_sha256=hashlib.sha256().hexdigest())
     done = evaluation(tmp_path, "--runs=/nonexistent", flag)
     assert done.returncode != 0 and message.format(tmp_path) in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("stored", "message"), [
     ('{"seed": 0', "haystacks.json is damaged:"), ("[]", "haystacks.json is damaged: it must be a JSON object, got []"),
-    ('{"seed": 0, "questions": 2, "corpus": "docs", "corpus_suffix": "", "corpus_sha256": "0"}',
+    ('{"seed": 0, "questions": 2, "corpus": "docs", "corpus_sha256": "0"}',
      "--corpus must hold the files that the samples in")])
 def test_haystacks_of_a_corpus_that_changed_are_not_mixed(tmp_path, stored, message):
+    with_samples(tmp_path)
     (tmp_path / "haystacks.json").write_text(stored)
     done = evaluation(tmp_path, "--runs=/nonexistent", "--corpus=docs")
     assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_corpus_is_known_by_its_files(tmp_path):
+    documents = source_documents(ROOT / "docs", ".md")
+    with_samples(tmp_path, corpus="elsewhere", corpus_suffix="", corpus_sha256=hashlib.sha256(
+        "\0".join(documents).encode()).hexdigest())
+    done = evaluation(tmp_path, "--runs=/nonexistent", "--corpus=./docs/", "--corpus_suffix=.md")
+    assert "--runs must be folders of finished runs" in done.stderr
+
+
+def test_nothing_is_held_to_a_choice_without_samples(tmp_path):
+    with_samples(tmp_path, corpus_sha256="0", seed=7)
+    (tmp_path / "samples.jsonl").write_text("")
+    done = evaluation(tmp_path, "--runs=/nonexistent", "--corpus=docs")
+    assert "--runs must be folders of finished runs" in done.stderr
+
+
 def test_haystacks_of_another_standard_library_are_not_mixed(tmp_path):
-    stored = {"seed": 0, "questions": 2, "corpus": "", "corpus_suffix": "", "library_sha256": "0"}
-    (tmp_path / "haystacks.json").write_text(json.dumps(stored))
+    with_samples(tmp_path, library_sha256="0")
     done = evaluation(tmp_path, "--runs=/nonexistent", "--tasks=code_edit")
-    assert done.returncode != 0 and "got a standard library with others; choose another workdir" in done.stderr
+    assert done.returncode != 0 and "got others, of the standard library; choose another workdir" in done.stderr
     done = evaluation(tmp_path, "--runs=/nonexistent")  # asks nothing about it
     assert "--runs must be folders of finished runs" in done.stderr
 
