@@ -25,6 +25,7 @@ from rich.table import Table
 from experiments import task_flags
 from experiments.program import refuse_arguments, run
 from experiments.trained_model import TrainedModel
+from subq_jax.attention.mechanisms import MECHANISMS
 from subq_jax.evaluation.comparisons import best_workarounds, compare_models_and_controls
 from subq_jax.evaluation.controls import Control, answer_with, check_workarounds, controls_of
 from subq_jax.evaluation.resuming import finished, group_of, with_group_size
@@ -138,6 +139,14 @@ def check_same_runs(models: list[TrainedModel], rows: list[dict], workdir: Path)
                              f"{workdir}, got {folder}: {model.arm}; choose another workdir")
 
 
+def check_against(models: list[TrainedModel], rows: list[dict]) -> None:
+    """Raises ValueError where --against was given and is none of several arms, asked now or before."""
+    arms = {(row["mechanism"], row.get("budget")) for row in [*rows, *(model.arm for model in models)]}
+    mechanisms = sorted({mechanism for mechanism, _ in arms})
+    if _AGAINST.present and len(arms) > 1 and _AGAINST.value not in mechanisms:
+        raise ValueError(f"--against must be a mechanism of the runs, of {mechanisms}, got {_AGAINST.value!r}")
+
+
 def evaluate_runs(
     models: list[TrainedModel], tasks: list[Task], lengths: list[int], corpus: tuple[str, ...], samples: Path,
     console: Console
@@ -201,6 +210,8 @@ def main(argv: list[str]) -> None:
         tasks, lengths = task_flags.asked_tasks(), task_flags.integers(task_flags.LENGTHS)
         check_workarounds(_WORKAROUNDS.value, task_flags.integers(_CHUNK_SIZES))
         task_flags.distinct(_RUNS)
+        if _AGAINST.value not in MECHANISMS:
+            raise ValueError(f"--against must be one of {MECHANISMS}, got {_AGAINST.value!r}")
         if not 0 < _MARGIN.value <= 1:
             raise ValueError(f"--margin must be in (0, 1], got {_MARGIN.value:g}")
         with only_process_in(workdir):
@@ -211,6 +222,7 @@ def main(argv: list[str]) -> None:
             models = [trained_model(folder) for folder in _RUNS.value]
             check_arms(models)
             check_same_runs(models, rows, workdir)
+            check_against(models, rows)
             chosen["tokenizer_sha256"] = shared_tokenizer(models, chosen.get("tokenizer_sha256"), workdir)
             write_text(workdir / "haystacks.json", json.dumps(chosen) + "\n")
             write_rows(samples, rows)  # without what was cut short

@@ -90,6 +90,7 @@ def test_controls_are_asked_and_resumed_one_by_one(tmp_path, trained):
         (("--lengths=512,0512",), "--lengths must be distinct, got [512, 512]"),
         (("--tasks=mqar,mqar",), "--tasks must be distinct, got ['mqar', 'mqar']"),
         (("--runs=a,a",), "--runs must be distinct, got ['a', 'a']"),
+        (("--against=slective",), "--against must be one of ('dense', 'sliding_window', "),
         (("--margin=0",), "--margin must be in (0, 1], got 0"),
         (("--corpus=",), "--runs must be folders of finished runs of experiments.train on text, got /nonexistent: "),
     ],
@@ -108,7 +109,7 @@ def with_samples(folder, **stored):
 @pytest.mark.parametrize(("flag", "message"), [
     ("--questions=3", "--questions must be 2, as the samples in {} have it, got 3; choose another workdir"),
     ("--seed=1", "--seed must be 0,"),
-    ("--corpus=docs", "--corpus must hold the files that the samples in {} are about, of '' then, got others, of 'docs'"),
+    ("--corpus=docs", "--corpus must hold the files that the samples in {} are about, of '' then, got others, of"),
     ("--haystacks=3", "--runs must be folders")])
 def test_samples_of_other_haystacks_are_not_mixed(tmp_path, flag, message):
     with_samples(tmp_path, corpus_sha256=hashlib.sha256().hexdigest())
@@ -163,6 +164,14 @@ def test_runs_that_samples_cannot_tell_apart_are_refused(tmp_path, trained):
     done = evaluation(tmp_path, f"--runs={trained}", "--lengths=512")
     assert done.returncode != 0 and f"with samples in {tmp_path}, got {trained}: " in done.stderr
     assert read_rows(tmp_path / "samples.jsonl") == [of_another]
+
+
+@pytest.mark.slow
+def test_what_no_run_can_be_compared_with_is_said_before_it_is_asked(tmp_path, trained):
+    write_rows(tmp_path / "samples.jsonl", [{"mechanism": "sliding_window", "budget": 64}])
+    done = evaluation(tmp_path, f"--runs={trained}", "--lengths=512", "--against=dense")
+    assert done.returncode != 0 and len(done.stderr.splitlines()) == 1
+    assert "--against must be a mechanism of the runs, of ['selective', 'sliding_window'], got 'dense'" in done.stderr
 
 
 @pytest.mark.slow
