@@ -10,6 +10,7 @@ haystacks: `--seed`, `--questions`, corpus and tokenizer stay as they were, ever
 contexts are to replace, at every one of `--chunk_sizes`.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -34,8 +35,9 @@ from subq_jax.files import append_rows, read_rows, write_rows, write_text
 from subq_jax.reporting.evaluation import templates, write_evaluation, write_evaluation_plots
 from subq_jax.reporting.results import arm_name
 from subq_jax.reporting.versions import versions
-from subq_jax.tasks import CODE, Request, Task, chances
+from subq_jax.tasks import CODE, Haystack, Request, Task, chances
 from subq_jax.tasks.code import source_documents
+from subq_jax.tasks.haystack import TextTokenizer
 from subq_jax.training.workdir import only_process_in
 
 _RUNS = flags.DEFINE_list("runs", [], "Folders of training runs.")
@@ -147,27 +149,38 @@ def check_against(models: list[TrainedModel], rows: list[dict]) -> None:
         raise ValueError(f"--against must be a mechanism of the runs, of {mechanisms}, got {_AGAINST.value!r}")
 
 
+def haystack_of(task: Task, length: int, index: int, tokenizer: TextTokenizer, corpus: tuple[str, ...]) -> Haystack:
+    """A haystack; ValueError, naming the task and the length, where it cannot be built."""
+    request = Request(length, tokenizer, task_flags.SEED.value, index, task_flags.QUESTIONS.value, corpus)
+    try:
+        return task.build(request)
+    except ValueError as error:
+        raise ValueError(f"haystack {index} of {task.name} at {length} tokens cannot be built: {error}") from error
+
+
 def evaluate_runs(
     models: list[TrainedModel], tasks: list[Task], lengths: list[int], corpus: tuple[str, ...], samples: Path,
     console: Console
 ) -> None:
-    """Appends what is not yet there to `samples`."""
+    """Appends what is not yet there to `samples`; ValueError, before anything is asked, where no haystack can be built.
+    """
     done = set(map(group_of, read_rows(samples)))
+    missing = []
+    for task, length, index in asked(tasks, lengths):
+        cell = {"task": task.name, "length": length, "haystack": index}
+        of_models = [(model, [control for control in asked_of(length)
+                              if group_of(cell | model.arm | {"control": control.name}) not in done])
+                     for model in models]
+        missing.append((task, length, index, [(model, controls) for model, controls in of_models if controls]))
+    build = functools.partial(haystack_of, tokenizer=models[0].tokenizer, corpus=corpus)
+    for task, length in {(task.name, length): (task, length) for task, length, _, here in missing if here}.values():
+        build(task, length, 0)
     with samples.open("a", encoding="utf-8") as file:
-        for task, length, index in track(list(asked(tasks, lengths)), "haystacks", console=console):
-            haystack = None  # not made where nothing is missing
-            for model in models:
-                arm = {"task": task.name, "length": length, "haystack": index} | model.arm
-                missing = [control for control in asked_of(length)
-                           if group_of(arm | {"control": control.name}) not in done]
-                if not missing:
-                    continue
-                if haystack is None:
-                    request = Request(length, model.tokenizer, task_flags.SEED.value, index,
-                                      task_flags.QUESTIONS.value, corpus)
-                    haystack = task.build(request)
+        for task, length, index, here in track(missing, "haystacks", console=console):
+            haystack = build(task, length, index) if here else None
+            for model, controls in here:
                 known = {"run": model.run, "template": "seen" if task.name in model.taught else "unseen"}
-                for rows in answer_with(model.answering, task, haystack, missing):
+                for rows in answer_with(model.answering, task, haystack, controls):
                     append_rows(file, with_group_size([row | model.arm | known for row in rows]))
 
 
@@ -226,7 +239,12 @@ def main(argv: list[str]) -> None:
             chosen["tokenizer_sha256"] = shared_tokenizer(models, chosen.get("tokenizer_sha256"), workdir)
             write_text(workdir / "haystacks.json", json.dumps(chosen) + "\n")
             write_rows(samples, rows)  # without what was cut short
-            evaluate_runs(models, tasks, lengths, corpus, samples, console)
+            try:
+                evaluate_runs(models, tasks, lengths, corpus, samples, console)
+            except ValueError:  # such as a later haystack that cannot be built: what there is has its worth
+                if rows := read_rows(samples):
+                    report(rows, workdir, console)
+                raise
             report(read_rows(samples), workdir, console)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None

@@ -4,6 +4,8 @@ import functools
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +20,12 @@ from subq_jax.tasks import Request, find_task
 from subq_jax.tasks.code import source_documents
 
 evaluation = functools.partial(program, "evaluate", ("--tasks=phonebook", "--haystacks=2", "--questions=2"))
+
+
+def small_corpus(folder):
+    folder.mkdir()
+    (folder / "story.txt").write_text("Nobody minded the rain.")
+    return folder
 
 
 def without_clock(rows):
@@ -207,6 +215,41 @@ def test_an_unfinished_run_is_refused_and_not_trained(tmp_path, trained):
 def test_a_length_without_room_is_said_in_one_line(tmp_path, trained):
     done = evaluation(tmp_path, f"--runs={trained}", "--lengths=100")
     assert done.returncode != 0 and "phonebook needs length" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_nothing_is_asked_where_a_task_cannot_be_built(tmp_path, trained):
+    done = evaluation(tmp_path, f"--runs={trained}", "--lengths=512", "--tasks=phonebook,niah_single_2",
+                      f"--corpus={small_corpus(tmp_path / 'corpus')}")
+    assert done.returncode != 0 and len(done.stderr.splitlines()) == 1
+    assert "haystack 0 of niah_single_2 at 512 tokens cannot be built: niah_single_2 needs" in done.stderr
+    assert not read_rows(tmp_path / "samples.jsonl")
+
+
+WITHOUT_SECOND = """
+import dataclasses
+from experiments import evaluate, task_flags
+from subq_jax.tasks import find_task
+
+def build(request):
+    if request.index:
+        raise ValueError("there is no second")
+    return find_task("phonebook").build(request)
+
+task_flags.find_task = lambda name: dataclasses.replace(find_task(name), build=build)
+evaluate.run(evaluate.main)
+"""
+
+
+@pytest.mark.slow
+def test_what_was_asked_is_reported_where_a_later_haystack_cannot_be_built(tmp_path, trained):
+    command = [sys.executable, "-c", WITHOUT_SECOND, f"--workdir={tmp_path}", f"--runs={trained}", "--tasks=phonebook",
+               "--lengths=512", "--questions=2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "haystack 1 of phonebook at 512 tokens cannot be built: there is no second" in done.stderr
+    assert [row["haystack"] for row in read_rows(tmp_path / "samples.jsonl")] == [0, 0]
+    assert (tmp_path / "report.html").exists()
 
 
 def test_a_right_model_scores_everything():
