@@ -32,7 +32,7 @@ from subq_jax.evaluation.controls import Control, answer_with, check_workarounds
 from subq_jax.evaluation.resuming import finished, group_of, with_group_size
 from subq_jax.evaluation.summary import depth_table, effective_lengths, score_table
 from subq_jax.files import append_rows, read_rows, write_rows, write_text
-from subq_jax.reporting.evaluation import templates, write_evaluation, write_evaluation_plots
+from subq_jax.reporting.evaluation import write_evaluation, write_evaluation_plots
 from subq_jax.reporting.results import arm_name
 from subq_jax.reporting.versions import versions
 from subq_jax.tasks import CODE, Haystack, Request, Task, chances
@@ -197,21 +197,29 @@ def report(samples: list[dict], workdir: Path, console: Console) -> None:
                      compared=compared, depths=depths, config={name: flags.FLAGS[name].value for name in _RECORDED},
                      versions=versions(), notes=[_RESUMED])
     write_evaluation_plots(workdir / "plots", scores, lengths=lengths, depths=depths)
-    table = Table()  # prices are in the report
-    for column in ("task", "length", "arm", "score", "95% interval", "guessing", "samples", "template"):
-        table.add_column(column, overflow="fold")
-    for row in scores:
-        interval = "-" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
-        table.add_row(row["task"] or "all tasks", str(row["length"]),
-                      arm_name(row["mechanism"], row["budget"], row["control"]), f"{row['mean']:.3f}", interval,
-                      "-" if row["chance"] is None else f"{row['chance']:.3f}", str(row["samples"]), templates(row))
-    console.print(table)
+    show(scores, console)
     arms = sorted({(row["mechanism"], row["budget"] or 0) for row in samples})
     if len(arms) > 1 and [mechanism for mechanism, _ in arms].count(_AGAINST.value) != 1:
         names = ", ".join(arm_name(mechanism, budget or None) for mechanism, budget in arms)
         console.print("Models are not compared with each other: --against must be a mechanism with one budget here, "
                       f"got {_AGAINST.value}; there are {names}", soft_wrap=True, markup=False)
     console.print(f"Report: {workdir / 'report.html'}", soft_wrap=True)
+
+
+def show(scores: list[dict], console: Console) -> None:
+    """Prints a table of each task; prices and means by template are in the report."""
+    for task, rows in itertools.groupby(scores, lambda row: row["task"]):
+        rows = list(rows)
+        chance = rows[0]["chance"]
+        title = (task or "all tasks") + ("" if chance is None else f" (guessing: {chance:.3f})")
+        table = Table(title=title, title_justify="left")
+        for column in ("length", "arm", "score", "95% interval", "samples"):
+            table.add_column(column, overflow="fold", no_wrap=column != "arm")
+        for row in rows:
+            interval = "-" if row["low"] is None else f"{row['low']:.3f}..{row['high']:.3f}"
+            table.add_row(str(row["length"]), arm_name(row["mechanism"], row["budget"], row["control"]),
+                          f"{row['mean']:.3f}", interval, str(row["samples"]))
+        console.print(table)
 
 
 def main(argv: list[str]) -> None:

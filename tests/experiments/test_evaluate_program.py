@@ -77,6 +77,9 @@ def test_controls_are_asked_and_resumed_one_by_one(tmp_path, trained):
     assert all((row["evidence_recall"] is not None) == (row["control"] is None) for row in samples)
     scores = read_rows(tmp_path / "scores.jsonl")
     assert {row["control"] for row in scores} == {*names, "best work-around"}
+    rows = [line for line in done.stdout.splitlines() if "selective" in line and ".." in line]
+    assert len(rows) == len(names) + 1, "one line each"
+    assert max(map(len, done.stdout.splitlines()[:-1])) <= 80
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "What an answer costs" in page and "no context" in page
     rest = (tmp_path / "samples.jsonl").read_text().splitlines(keepends=True)
