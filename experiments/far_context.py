@@ -9,12 +9,12 @@ is not finished is trained to its end first.
 
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 from rich.console import Console
 from rich.table import Table
 
-from experiments.program import run
+from experiments.program import refuse_arguments, run
 from subq_jax.data import make_eval_batches
 from subq_jax.evaluation.far_context import far_context
 from subq_jax.files import write_rows
@@ -32,8 +32,7 @@ _NGRAM = flags.DEFINE_integer("ngram", 8, "Tokens of a run that repeats; a token
 
 def main(argv: list[str]) -> None:
     """Scores the run and writes its results."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    refuse_arguments(argv)
     absl_logging.set_verbosity(absl_logging.WARNING)
     workdir = Path(_WORKDIR.value).absolute()
     try:
@@ -47,6 +46,8 @@ def main(argv: list[str]) -> None:
         parts = far_context(model, batches, window=_WINDOW.value, ngram=_NGRAM.value)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
+    for part in parts:  # powers of two reach further than the text
+        part["last"] = part["last"] and min(part["last"], _LENGTH.value + 1)
     asked = {"length": _LENGTH.value, "window": _WINDOW.value, "ngram": _NGRAM.value}
     write_rows(workdir / "far_context.jsonl", [asked | part for part in parts])
     show(parts)

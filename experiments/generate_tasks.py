@@ -10,11 +10,11 @@ the room for the answer (the task's `answer_tokens`); special tokens that a mode
 from collections.abc import Iterator
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from rich.progress import track
 
 from experiments import task_flags
-from experiments.program import run
+from experiments.program import refuse_arguments, run
 from subq_jax.data.hugging_face import HuggingFaceTokenizer
 from subq_jax.data.tokenizers import ByteTokenizer
 from subq_jax.files import write_rows
@@ -34,8 +34,7 @@ def rows(task: Task, length: int, tokenizer: TextTokenizer, corpus: tuple[str, .
 
 def main(argv: list[str]) -> None:
     """Writes a file for each task and length."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    refuse_arguments(argv)
     try:
         tasks, lengths = task_flags.asked_tasks(), task_flags.integers(task_flags.LENGTHS)
         tokenizer = ByteTokenizer() if _TOKENIZER.value == "bytes" else HuggingFaceTokenizer(_TOKENIZER.value)

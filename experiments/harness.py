@@ -12,7 +12,12 @@ experiments.harness`, `lm_eval.simple_evaluate(model="subq_jax", model_args={"wo
 
 from pathlib import Path
 
-from lm_eval.api.registry import register_model
+try:
+    from lm_eval.api.registry import register_model
+except ModuleNotFoundError as error:
+    if __name__ != "__main__" or error.name != "lm_eval":
+        raise
+    raise SystemExit('experiments.harness needs lm_eval: pip install -e ".[harness]" -c constraints.txt') from None
 
 from experiments.trained_model import TrainedModel
 from subq_jax.data.hugging_face import HuggingFaceTokenizer, write_folder

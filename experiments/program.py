@@ -1,6 +1,7 @@
 """How the programs start that a user gives a config or a run: `run(main)` in place of `absl.app.run(main)`.
 
-`open_output` opens what the programs write that have one file of rows in place of a workdir.
+`refuse_arguments` ends those that are given more than flags. `open_output` opens what the programs write that have one
+file of rows in place of a workdir.
 """
 
 import os
@@ -13,6 +14,12 @@ from absl import app, flags
 def run(main) -> None:
     """Runs `main(argv)`; a wrong flag, or a config that cannot be loaded, ends in one line, not in a trace."""
     app.run(main, flags_parser=_parse)
+
+
+def refuse_arguments(argv: list[str]) -> None:
+    """Ends in one line where words belong to no flag, such as the rest of a list that was written with spaces."""
+    if len(argv) > 1:
+        raise SystemExit(f"unexpected arguments {argv[1:]}: values of a list are separated by commas, without spaces")
 
 
 def open_output(path: str | None) -> TextIO:

@@ -12,11 +12,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments.program import run
+from experiments.program import refuse_arguments, run
 from subq_jax.data.tokenizers import BpeTokenizer, ByteTokenizer, train_bpe
 from subq_jax.files import write_rows
 from subq_jax.tasks import SYNTHETIC, Request, find_task
@@ -48,11 +48,10 @@ def peak_bytes() -> int:
 
 def main(argv: list[str]) -> None:
     """Times the tasks and writes their rows."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    refuse_arguments(argv)
     unknown = [name for name in _TASKS.value if name not in SYNTHETIC]
     if unknown:
-        raise app.UsageError(f"--tasks must be some of {SYNTHETIC}, got {unknown}")
+        raise SystemExit(f"--tasks must be some of {SYNTHETIC}, got {unknown}")
     rows, size = [], _VOCABULARY.value
     table = Table("task", "wall s", "processor s", "GB at most")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,10 @@
 """Trained runs as models that answer questions, for the programs that ask them."""
 
 import hashlib
+import json
 from pathlib import Path
 
-from subq_jax.data import DataConfig, data_info, open_tokenizer
+from subq_jax.data import DataConfig, open_tokenizer
 from subq_jax.evaluation.answering import AnsweringModel
 from subq_jax.inference.reader import Reader
 from subq_jax.training import train
@@ -18,7 +19,7 @@ class TrainedModel:
       arm: `mechanism`, `budget` (None for dense) and `seed`, as rows of samples name it.
       taught: names of the tasks that it was trained on.
       tokenizer: its own.
-      data_fingerprint: of its data; runs with the same one have the same tokenizer, so that a haystack serves both.
+      tokenizer_sha256: of the vocabulary; a BPE numbers its tokens in the order of its merges, so this says all of it.
       answering: the model.
 
     Raises:
@@ -32,6 +33,8 @@ class TrainedModel:
                     "budget": None if config.model.mechanism == "dense" else config.model.budget}
         data = DataConfig.from_mapping(config.data)
         self.taught = data.question_tasks
-        self.tokenizer, self.data_fingerprint = open_tokenizer(data), data_info(data).fingerprint
+        self.tokenizer = open_tokenizer(data)
+        vocabulary = sorted(self.tokenizer.hugging_face().get_vocab().items())
+        self.tokenizer_sha256 = hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
         model = train(config, workdir, show_progress=False).model
         self.answering = AnsweringModel(Reader(model), self.tokenizer, model.config)

@@ -61,7 +61,7 @@ def render_evaluation(scores: Sequence[Row], *, title: str, lengths: Sequence[Ro
         body.append(_score_table(here))
         if any(row.get("further_scores") for row in here):
             body += ["<h3>What else was measured of the answers</h3>", _further_table(here)]
-        if any(templates(row) != "-" for row in here):
+        if any(_templates(row) != "-" for row in here):
             body += ["<h3>Templates of training and others</h3>", _template_table(here)]
         if any(row["tokens_read"] is not None for row in here):
             body += ["<h3>What an answer costs, and what it is worth</h3>", _price_table(here)]
@@ -165,7 +165,7 @@ def _price_table(rows):
     return table(["arm", "length", "score", "tokens read", "FLOPs", "seconds", "evidence chosen"], lines)
 
 
-def templates(row: Row) -> str:
+def _templates(row):
     """What the model knew of the tasks' templates: "seen", "unseen", or the means of either where there are both."""
     seen, unseen = row["seen_mean"], row["unseen_mean"]
     if seen is not None and unseen is not None:

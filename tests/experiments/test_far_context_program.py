@@ -19,6 +19,8 @@ def test_a_run_is_scored_in_parts(tmp_path):
     rows = read_rows(tmp_path / "far_context.jsonl")
     assert [row["antecedent"] for row in rows if row["antecedent"]] == ["none", "near", "far"]
     assert "repeats beyond 64" in done.stdout
+    assert [(row["first"], row["last"]) for row in rows if row["first"]][-2:] == [(512, 1024), (1024, 1025)]
+    assert "read 1024 to 1024" in done.stdout
     counts = [sum(row["num_tokens"] for row in rows if (row["antecedent"] is None) == positions)
               for positions in (True, False)]
     assert counts[0] == counts[1] > 2000

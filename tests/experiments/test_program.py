@@ -1,5 +1,6 @@
 """A wrong flag ends in one line that says what is wrong."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -29,6 +30,10 @@ def test_wrong_configs_are_named(tmp_path, program, flags, message):
 @pytest.mark.parametrize(("program", "flags", "message"), [
     ("evaluate", ["--workdir=w", "--task=vt"], "Unknown command line flag 'task'. Did you mean: tasks"),
     ("evaluate", [], "flag --workdir=None"),
+    ("evaluate", ["--workdir=w", "--runs", "a", "b"], "unexpected arguments ['b']: values of a list are separated by"),
+    ("generate_tasks", ["--workdir=w", "--tokenizer=bytes", "--tasks", "vt", "cwe"], "unexpected arguments ['cwe']: "),
+    ("far_context", ["--workdir=w", "x"], "unexpected arguments ['x']: "),
+    ("time_tasks", ["x"], "unexpected arguments ['x']: "), ("time_tasks", ["--tasks=qa_1"], "must be some of"),
     ("compile_tpu", ["--roofline", "--heads=16"], "--heads pairs such as 16/1, got"),
     ("compile_tpu", ["--roofline", "--passes=grad"], "--passes must be of"),
     ("compile_tpu", ["--roofline", "--chips=v5e:2x2"], "--chips must be of ('v5e', 'v5p', 'v6e', 'tpu7x'), got"),
@@ -39,3 +44,17 @@ def test_wrong_flags_are_named(program, flags, message):
     said = (done.stdout + done.stderr).strip().splitlines()[-1]
     assert done.returncode != 0 and message in said and not said.startswith(":")
     assert "Traceback" not in done.stderr
+
+
+def test_more_than_flags_is_one_line():
+    command = [sys.executable, "-m", "experiments.far_context", "--workdir=w", "x"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert len((done.stdout + done.stderr).splitlines()) == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm_eval is installed")
+def test_without_the_harness_its_extra_is_named():
+    command = [sys.executable, "-m", "experiments.harness", "--model=subq_jax"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and 'pip install -e ".[harness]"' in done.stderr
+    assert len(done.stderr.splitlines()) == 1
