@@ -6,7 +6,8 @@
 Half of the rows are Python sources, half a haystack of noise with up to 32 keys and questions about each, in tokens of
 one BPE, up to 4,096 of them; 16 query heads of 128 on 1 KV head, blocks of 64 of which 29 are selected beside a sink
 and two local ones. Its activations on real tokens are what `experiments.benchmark_attention --inputs=trained` times.
-Cost: about 5 minutes alone on an H200. Asked in 65,536 tokens it answers 67% (docs/gpu.md). """
+Cost: 10 to 12 minutes on an H200 that two such runs share. Results: docs/gpu.md.
+"""
 
 from ml_collections import ConfigDict
 

@@ -308,7 +308,8 @@ def main(argv: list[str]) -> None:
         error = selective_error(make_inputs(min(lengths)))
         facts["selective_relative_error"] = error
         print(f"selective against the float32 reference: relative error {error:.1e}")
-        facts["choices"] = {length: jax.tree.map(float, choices(make_inputs(length))) for length in lengths}
+        if _INPUTS.value == "trained":
+            facts["choices"] = {length: jax.tree.map(float, choices(make_inputs(length))) for length in lengths}
     cases = [Case(stage, name, None if name == "dense" else BUDGET.value, functools.partial(stage_cost, name, stage))
              for name in _MECHANISMS.value for stage in (STAGES if name in SELECTING else STAGES[1:])]
     if _PARTS.value:

@@ -30,7 +30,18 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu import tensor_core
 from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
-from subq_jax.kernels.gpu.tile import HALF, PRODUCER, REGISTERS, WORKERS, by_row, drain, for_each_item, launch, matrix
+from subq_jax.kernels.gpu.tile import (
+    HALF,
+    PRODUCER,
+    REGISTERS,
+    WORKERS,
+    by_row,
+    constant,
+    drain,
+    for_each_item,
+    launch,
+    matrix,
+)
 from subq_jax.selection.summaries import score_scale
 
 QUERIES = HALF * WORKERS  # of a block of threads
@@ -136,7 +147,7 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buf
                 return lax.fori_loop(0, newcomers, insert, (scores, worst, *held))[2:]
 
             # Empty slots have ids below 0, each another; what fills the last 8 up beats every score and never leaves.
-            maxima = (jnp.where(column >= 0, jnp.float32(-jnp.inf), jnp.float32(0)),) * (GROUPS // tile)
+            maxima = (constant(-jnp.inf, (HALF, tile), ACC),) * (GROUPS // tile)
             rounds = _rounds(a, b, tile)
             seen = rounds * len(maxima)
             maxima = lax.fori_loop(0, rounds, first_visit, maxima)
