@@ -4,13 +4,17 @@ One layer's attention on random inputs, forward and forward + backward, every me
 choose also the choosing alone, summaries included. Writes `results.jsonl`, `report.json` with the machine and the
 fitted slopes, and log-log plots. With `--fanouts` the arms with a router choose through a tree. Selective attention is
 checked at the shortest length against the float32 reference before anything is timed. A length that an arm cannot
-finish within `--max_seconds` (judged from the one before) is left out and said so.
+finish within `--max_seconds` (judged from the one before) is left out and said so. `--decode_batches=1,64` adds a
+decoding step of dense and selective attention, one new token of so many sequences against caches of each length.
 
 Neighbouring queries of `--inputs=random` have nothing in common. With `walk` 16 of them share most of their router's
 query, somewhat as a text's do. `trained` are what the selective layer `--layer` of the run in `--trained_run` reads of
 held-out text, and the report tells how its queries use the blocks. `uniform` is for `--parts`, which times the parts of
 the GPU's implementation one by one: attention gets blocks drawn at random, of which neighbours share none on purpose.
 `--implementation` times another than the default, `gpu` or `xla`.
+
+On a GPU `--mechanisms=flash_attention_2` times PyTorch's FlashAttention-2 as well, where PyTorch is installed; both
+frameworks then share the GPU's memory, of which JAX takes less with `XLA_PYTHON_CLIENT_MEM_FRACTION=0.6`.
 
 On a TPU `dense` is JAX's splash attention, and selective attention runs its kernels there if the shapes are theirs:
 `--head_dim=128 --dtype=bfloat16`. Without a TPU `--estimate_for=v5e` compiles both for one and prints what they need
@@ -40,9 +44,11 @@ from experiments.benchmark import (
     run,
     start,
 )
+from experiments.decode_step import decode_cost
 from experiments.dense_kernels import LANES, dense_kernel
 from experiments.gpu_parts import PARTS, gpu_parts
 from experiments.timing import compiled_cost
+from experiments.torch_flash import FLASH, flash_cost
 from experiments.tpu_estimates import Program, estimate
 from experiments.tpu_programs import why_not
 from experiments.trained_inputs import trained_inputs
@@ -73,15 +79,16 @@ from subq_jax.selection.tree import build_tree
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Folder for the results.")
 _LENGTHS = flags.DEFINE_list("lengths", ["4096", "8192", "16384", "32768", "65536"], "Context lengths, in tokens.")
-_MECHANISMS = flags.DEFINE_list("mechanisms", list(MECHANISMS), f"Some of {MECHANISMS}.")
+_MECHANISMS = flags.DEFINE_list("mechanisms", list(MECHANISMS), f"Some of {(*MECHANISMS, FLASH)}.")
 _IMPLEMENTATION = flags.DEFINE_enum("implementation", None, ["xla", "gpu", "tpu"], "Of selective attention.")
 _PARTS = flags.DEFINE_bool("parts", False, "Also the parts of the GPU's implementation, one by one.")
+_DECODE_BATCHES = flags.DEFINE_list("decode_batches", [], "Also decoding steps, of so many sequences each.")
 _INPUTS = flags.DEFINE_enum("inputs", "random", ["random", "walk", "trained", "uniform"], "What attention is given.")
 _TRAINED_RUN = flags.DEFINE_string("trained_run", None, "Folder of a finished training run, for --inputs=trained.")
 _LAYER = flags.DEFINE_integer("layer", -1, "Which of its selective layers, -1 for the last.")
 _ESTIMATE_FOR = flags.DEFINE_enum("estimate_for", None, list(CHIPS), "Compile for this TPU and estimate, run nothing.")
 
-WITH_KERNELS = ("dense", "selective")
+WITH_KERNELS, UNLIMITED = ("dense", "selective"), ("dense", FLASH)
 OVERLAPS = (1.0, 3.0, 8.0)  # all neighbours agree, as trained routers showed, none of a tile's 8 tokens agrees
 SHARING = 16  # neighbours who share most of their router's query in a walk
 STAGES = ("choosing", "forward", "forward_backward")
@@ -215,6 +222,12 @@ def stage_cost(name: str, stage: str, length: int) -> dict[str, float | None]:
     return compiled_cost(stage_function(name, stage), *make_inputs(length), repeats=REPEATS.value)
 
 
+def decode_step(name: str, batch: int, length: int) -> dict[str, float | None]:
+    """What a decoding step of `batch` sequences costs with caches of a length."""
+    config = None if name == "dense" else arm(name).selection_config()
+    return decode_cost(length, batch, config, implementation())
+
+
 @functools.lru_cache(maxsize=1)
 def parts(length: int):
     """The parts of the GPU's implementation at a length."""
@@ -267,6 +280,8 @@ def check_flags() -> None:
       ValueError: for arms that cannot spend the budget.
     """
     check_numbers(_LENGTHS.value)
+    if any(not x.isdigit() or int(x) < 1 for x in _DECODE_BATCHES.value):
+        raise app.UsageError(f"--decode_batches must be positive integers, got {_DECODE_BATCHES.value}")
     if HEADS.value % KV_HEADS.value:
         raise app.UsageError(f"--num_heads must be a multiple of --num_kv_heads={KV_HEADS.value}, got {HEADS.value}")
     if _ESTIMATE_FOR.value:
@@ -291,7 +306,8 @@ def check_flags() -> None:
     if _PARTS.value and (jax.default_backend() != "gpu" or jax.devices()[0].compute_capability != CAPABILITY):
         raise app.UsageError(f"--parts needs a GPU of compute capability {CAPABILITY}, got {jax.devices()[0]}")
     for name in _MECHANISMS.value:
-        arm_function(name)
+        if name != FLASH:
+            arm_function(name)
 
 
 def main(argv: list[str]) -> None:
@@ -310,8 +326,12 @@ def main(argv: list[str]) -> None:
         print(f"selective against the float32 reference: relative error {error:.1e}")
         if _INPUTS.value == "trained":
             facts["choices"] = {length: jax.tree.map(float, choices(make_inputs(length))) for length in lengths}
-    cases = [Case(stage, name, None if name == "dense" else BUDGET.value, functools.partial(stage_cost, name, stage))
+    cases = [Case(stage, name, None if name in UNLIMITED else BUDGET.value, functools.partial(
+                 *((flash_cost,) if name == FLASH else (stage_cost, name)), stage))
              for name in _MECHANISMS.value for stage in (STAGES if name in SELECTING else STAGES[1:])]
+    cases += [Case(f"decode_{batch}", name, None if name == "dense" else BUDGET.value,
+                   functools.partial(decode_step, name, int(batch)))
+              for batch in _DECODE_BATCHES.value for name in _MECHANISMS.value if name in WITH_KERNELS]
     if _PARTS.value:
         cases += [Case(part, "selective", BUDGET.value, functools.partial(part_cost, part)) for part in PARTS]
     run(workdir, lengths, cases, METRICS, ["lengths", "implementation", "inputs", "trained_run", "layer"], **facts)

@@ -19,7 +19,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from problems import arrays, value_and_grads
 
 from subq_jax import SelectionConfig, selective_attention
-from subq_jax.kernels.gpu import selective, tensor_core
+from subq_jax.kernels.gpu import selective, tensor_core, warps
 from subq_jax.kernels.gpu.choose import best_blocks
 
 
@@ -31,31 +31,40 @@ def two_scores(left, right, other_left, other_right):
     return scores(left, right), scores(other_left, other_right)
 
 
-def add_product(total, weights, values):
-    return total + lax.dot_general(
-        weights, values[...], (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-
-
 def add_two_products(total, weights, values, other_total, other_weights, other_values):
-    return add_product(total, weights, values), add_product(other_total, other_weights, other_values)
-
-
-def scores_beside_product(left, right, meanwhile, total, weights, values):
-    result = meanwhile(scores(left, right))
-    return add_product(total, weights, values), result
+    return add_warp_product(total, weights, values), add_warp_product(other_total, other_weights, other_values)
 
 
 def largest_of_warp(numbers):
     return numbers.max()
 
 
+def warp_scores(left, right):
+    return scores(left, right)
+
+
+def add_warp_product(total, weights, values):
+    return total + lax.dot_general(
+        weights, values[...], (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def warp_of_thread():
+    return jnp.int32(0)
+
+
+def sums_of_warp(numbers, count):
+    return tuple(numbers[i * (16 // count) : (i + 1) * (16 // count)].sum() for i in range(count))
+
+
 @contextlib.contextmanager
 def simulated_gpu():
     """`implementation="gpu"` runs simulated inside, at any size, on two multiprocessors."""
-    replaced = [scores, two_scores, add_product, add_two_products, scores_beside_product, largest_of_warp]
+    replaced = [scores, two_scores, add_two_products, largest_of_warp, warp_scores, add_warp_product, warp_of_thread,
+                sums_of_warp]
     plain = mock.patch.multiple(tensor_core, **{function.__name__: function for function in replaced})
     sizes = mock.patch.multiple(selective, MULTIPROCESSORS=2, unsupported=lambda *_: None)
-    with plain, sizes, plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(uninitialized_memory="nan")):
+    apart = mock.patch.object(warps, "TOGETHER", 1)  # one warp for a thread, for a thread's branches cannot part here
+    with plain, sizes, apart, plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(uninitialized_memory="nan")):
         yield
 
 
@@ -97,7 +106,7 @@ def parts():
     values = arrays(6, 1, 160, 160, 1, 16, head_dim=64, router_dim=64)
     with simulated_gpu(), mock.patch.object(gpu_parts, "MULTIPROCESSORS", 2):
         made = gpu_parts.gpu_parts(values, config, uniform=False)
-        out, _ = jax.block_until_ready(jax.jit(made["attention"].function)(*made["attention"].arguments))
+        out, *_ = jax.block_until_ready(jax.jit(made["attention"].function)(*made["attention"].arguments))
     assert tuple(made) == gpu_parts.PARTS and made["attention"].facts["union"] > 1
     close(out.reshape(values[0].shape), selective_attention(*values, config, implementation="reference"), "out")
     print("equal")

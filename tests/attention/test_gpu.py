@@ -17,7 +17,7 @@ from subq_jax import SelectionConfig, selective_attention
 from subq_jax.kernels.gpu.inverse import inverse_lists
 from subq_jax.kernels.gpu.limits import unsupported
 from subq_jax.kernels.gpu.lists import TokenLists
-from subq_jax.kernels.gpu.tile import tokens_of_tile
+from subq_jax.kernels.gpu.warps import WarpTile, group_rows
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.tree import SummaryTree
 
@@ -118,6 +118,13 @@ def test_other_sizes_run_as_xla_and_say_why():
     np.testing.assert_array_equal(out, run("xla"))
 
 
-@pytest.mark.parametrize(("group", "tokens"), [(1, 16), (7, 16), (8, 16), (9, 8), (16, 8), (32, 4)])
-def test_tiles_hold_whole_tokens(group, tokens):
-    assert tokens_of_tile(group) == tokens
+@pytest.mark.parametrize(("heads", "tokens", "own", "shares"), [
+    (1, 24, 2, 1), (7, 24, 2, 1), (8, 24, 2, 1), (9, 12, 1, 1), (16, 12, 1, 1), (32, 6, 1, 2)])
+def test_tiles_hold_whole_tokens(heads, tokens, own, shares):
+    tile = WarpTile(group_rows(heads), 64, 64)
+    assert (tile.tokens, tile.own, tile.shares) == (tokens, own, shares)
+
+
+def test_the_last_tile_repeats_tokens_in_place_of_reaching_beyond_the_end():
+    tile = WarpTile(16, 64, 64)
+    assert [int(tile.start(i, 30)) for i in range(3)] == [0, 12, 18]

@@ -29,8 +29,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu import tensor_core
-from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
-from subq_jax.kernels.gpu.tile import (
+from subq_jax.kernels.gpu.persistent import (
     HALF,
     PRODUCER,
     REGISTERS,
@@ -42,6 +41,7 @@ from subq_jax.kernels.gpu.tile import (
     launch,
     matrix,
 )
+from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
 from subq_jax.selection.summaries import score_scale
 
 QUERIES = HALF * WORKERS  # of a block of threads
