@@ -73,7 +73,7 @@ def gpu_parts(values: tuple[jax.Array, ...], config: SelectionConfig, *, uniform
              "worked_flops": float(4 * q.shape[3] * shapes[0].group * block * listed)}
 
     forward = lambda *x: attend(*x, shape=shapes[0], ctas=MULTIPROCESSORS)
-    out, lse, _ = jax.jit(forward)(*tiles)
+    out, lse = jax.jit(forward)(*tiles)
     delta = jax.jit(row_delta)(out, out)
     backward = lambda *x: backward_queries(*x, shape=shapes[1], ctas=MULTIPROCESSORS)
     weights = jnp.zeros(tiles.lists.ids.shape)

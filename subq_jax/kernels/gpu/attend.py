@@ -34,7 +34,7 @@ from subq_jax.kernels.gpu.warps import COMPUTING, REGISTERS, WARP_ROWS, Blocks, 
 RING_BYTES = 160 << 10  # of shared memory for keys and values
 
 
-def attend(q, k, v, lists: TokenLists, blocks: TileBlocks, offset, shape: WarpTile, ctas: int, rest: bool = False):
+def attend(q, k, v, lists: TokenLists, blocks: TileBlocks, offset, shape: WarpTile, ctas: int):
     """Outputs and log-sum-exps.
 
     Args:
@@ -45,11 +45,9 @@ def attend(q, k, v, lists: TokenLists, blocks: TileBlocks, offset, shape: WarpTi
       offset: int32 [X], position of the first token.
       shape: of the tiles.
       ctas: blocks of threads, one for each multiprocessor.
-      rest: whether to return what the outputs lose by rounding, for gradients that are sums of small differences.
 
     Returns:
-      outputs [X, P * G, H] in `q`'s dtype, log-sum-exps float32 [X, P * G] (0 and -7e28 for rows that see nothing) and
-      the outputs' rest, an array as they are or None.
+      outputs [X, P * G, H] in `q`'s dtype and log-sum-exps float32 [X, P * G]; 0 and -7e28 for rows that see nothing.
     """
     (count, rows, head_dim), threads = q.shape, COMPUTING // warps.TOGETHER
     ctas, held = min(ctas, blocks.entries.size), warps.TOGETHER * WARP_ROWS
@@ -65,14 +63,13 @@ def attend(q, k, v, lists: TokenLists, blocks: TileBlocks, offset, shape: WarpTi
         "free": plgpu.Barrier(num_arrivals=threads, num_barriers=stages),
     }
 
-    results = [jax.ShapeDtypeStruct((count, rows), jnp.float32)] + [jax.ShapeDtypeStruct(q.shape, q.dtype)] * (1 + rest)
+    results = [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((count, rows), jnp.float32)]
     arguments = q, k, v, lists.ids, lists.gates, blocks.entries, blocks.blocks, offset
     kernel = functools.partial(_kernel, shape=shape, ctas=ctas)
-    lse, *outs = launch(kernel, results, scratch, ctas, arguments, workers=threads, automatic_barriers=False)
-    return outs[0], lse, outs[1] if rest else None
+    return launch(kernel, results, scratch, ctas, arguments, workers=threads, automatic_barriers=False)
 
 
-def _kernel(q, k, v, ids, gates, entries, blocks, offset, lse, *outs, q_buffer, k_ring, v_ring, lse_buffer, q_full,
+def _kernel(q, k, v, ids, gates, entries, blocks, offset, out, lse, *, q_buffer, k_ring, v_ring, lse_buffer, q_full,
             q_free, full, free, shape: WarpTile, ctas: int):
     thread, (threads, held, head_dim) = lax.axis_index("warpgroup"), q_buffer.shape
     walk = Blocks(shape, entries, blocks, full, free, k_ring.shape[0])
@@ -104,17 +101,12 @@ def _kernel(q, k, v, ids, gates, entries, blocks, offset, lse, *outs, q_buffer, 
             sums, top, norm = walk.each(x, tile, ring, tokens, look, nothing)
 
             rows, norm = rows_of(tile, thread), jnp.where(norm > 0, norm, jnp.float32(1))
-            sums = sums * by_row(1 / norm, sums)
+            queries[...] = (sums * by_row(1 / norm, sums)).astype(q.dtype)  # their place is free now
             lse_buffer[thread] = (top + jnp.log2(norm)) * (1 / LOG2E)
-            for i, out in enumerate(outs):  # by way of the queries' place
-                rounded = sums.astype(q.dtype)
-                sums = sums - rounded.astype(jnp.float32)
-                queries[...] = rounded
-                plgpu.commit_smem()
-                plgpu.copy_smem_to_gmem(queries, out.at[x, rows])
-                if i == 0:
-                    plgpu.copy_smem_to_gmem(lse_buffer.at[thread], lse.at[x, rows])
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(queries, out.at[x, rows])
+            plgpu.copy_smem_to_gmem(lse_buffer.at[thread], lse.at[x, rows])
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             plgpu.barrier_arrive(q_free.at[thread])
             return ring + walk.steps(x, tile)
 

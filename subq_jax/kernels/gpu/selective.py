@@ -133,38 +133,28 @@ def _from_rows(rows, like, kv_heads: int, shape: WarpTile):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
-    out, _, _ = _outputs(config, q, k, v, chosen, scores, place, present)
-    return out
-
-
-def _outputs(config, q, k, v, chosen, scores, place, present, rest: bool = False):
-    """The output [B, T, N, H], log-sum-exps of rows and, if asked for, what the output loses by rounding, or None."""
-    shape = tile_shape(q.shape[2] // k.shape[2], config, KEYS_FORWARD)
-    tiles = lay_out(config, q, k, v, chosen, scores, place, present)
-    out, lse, rest = attend(*tiles, shape=shape, ctas=MULTIPROCESSORS, rest=rest)
-    whole = lambda rows: None if rows is None else _from_rows(rows, q, k.shape[2], shape)
-    return whole(out), lse, whole(rest)
+    return _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present)[0]
 
 
 def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
-    out, lse, rest = _outputs(config, q, k, v, chosen, scores, place, present, rest=True)
-    return out, (q, k, v, router_q, summaries, chosen, scores, place, present, out, lse, rest)
+    shape = tile_shape(q.shape[2] // k.shape[2], config, KEYS_FORWARD)
+    out, lse = attend(*lay_out(config, q, k, v, chosen, scores, place, present), shape=shape, ctas=MULTIPROCESSORS)
+    out = _from_rows(out, q, k.shape[2], shape)
+    return out, (q, k, v, router_q, summaries, chosen, scores, place, present, out, lse)
 
 
 def _attend_backward(config, gate, residuals, d_out):
-    q, k, v, router_q, summaries, chosen, scores, place, present, out, lse, rest = residuals
+    q, k, v, router_q, summaries, chosen, scores, place, present, out, lse = residuals
     (batch, length, kv_heads), queries, size = k.shape[:3], q.shape[1], config.block_size
     shape = tile_shape(q.shape[2] // kv_heads, config, KEYS_BACKWARD)
     tiles = lay_out(config, q, k, v, chosen, scores, place, present)
     d_rows = token_rows(d_out, kv_heads, shape)
-    # What the output lost by rounding would be most of the gates' gradients, which are small differences from `delta`.
-    delta = row_delta(d_out, out) + row_delta(d_out, rest)
-    delta = token_rows(delta[..., None], kv_heads, shape)[..., 0]
+    delta = token_rows(row_delta(d_out, out)[..., None], kv_heads, shape)[..., 0]
     dq, d_gates = backward_queries(
         tiles.q, d_rows, lse, delta, *tiles[1:], shape=shape, ctas=MULTIPROCESSORS)
 
     slots = slice(config.local_blocks, config.local_blocks + config.num_blocks)
-    d_scores = d_gates[:, :queries, slots]
+    d_scores = balanced(d_gates, tiles.lists.ids)[:, :queries, slots]
     d_scores = jnp.where(chosen >= 0, d_scores, 0.0) if gate else jnp.zeros(chosen.shape)
     weights = jnp.zeros(tiles.lists.ids.shape).at[:, :queries, slots].set(d_scores)
     inverse = inverse_lists(tiles.lists, weights, tiles.k.shape[1] // size, size, PAIRS)
@@ -179,6 +169,17 @@ def _attend_backward(config, gate, residuals, d_out):
     by_head = lambda x: x.reshape(batch, kv_heads, *x.shape[1:])
     d_router_q = weighted_summaries(by_head(d_scores * scale), summaries, by_head(chosen)).astype(router_q.dtype)
     return dq, dk, dv, d_router_q, d_summaries, None, None, None, None
+
+
+def balanced(d_gates, ids):
+    """Gradients of the gates [X, P, J] of listed blocks, less their mean over a token's blocks.
+
+    A softmax's gradients add up to 0, which rounded outputs and weights in `delta` lose by an equal sign for all blocks
+    of a token: little of each gradient, and much of what a router query gets, whose summaries have much in common.
+    """
+    listed = ids >= 0
+    d_gates = jnp.where(listed, d_gates, 0.0)
+    return d_gates - d_gates.sum(axis=-1, keepdims=True) / jnp.maximum(listed.sum(axis=-1, keepdims=True), 1)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
