@@ -31,7 +31,7 @@ from subq_jax.kernels.gpu.backward_queries import backward_queries
 from subq_jax.kernels.gpu.choose import best_blocks
 from subq_jax.kernels.gpu.inverse import inverse_lists
 from subq_jax.kernels.gpu.lists import TokenLists, tile_blocks
-from subq_jax.kernels.gpu.selective import KEYS_BACKWARD, KEYS_FORWARD, MULTIPROCESSORS, PAIRS
+from subq_jax.kernels.gpu.selective import KEYS_BACKWARD, KEYS_FORWARD, MULTIPROCESSORS
 from subq_jax.kernels.gpu.warps import WarpTile, group_rows
 
 KERNELS = ("best_blocks", "tile_blocks", "attend", "backward_queries", "backward_keys")
@@ -70,7 +70,7 @@ def lower(kernel: str, shape: str) -> None:
     forward, backward = (WarpTile(rows_each, block, most) for most in (KEYS_FORWARD, KEYS_BACKWARD))
     unite = lambda ids: tile_blocks(ids, forward, blocks, MULTIPROCESSORS)
     of_tiles = jax.eval_shape(unite, lists.ids)
-    invert = lambda *lists: inverse_lists(TokenLists(*lists), lists[1], blocks, block, PAIRS)
+    invert = lambda *lists: inverse_lists(TokenLists(*lists), lists[1], blocks, block, MULTIPROCESSORS)
     inverse = jax.eval_shape(invert, *lists)
     function, arguments = {
         "best_blocks": (lambda *x: best_blocks(*x, chosen, MULTIPROCESSORS), (

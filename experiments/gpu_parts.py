@@ -16,7 +16,6 @@ from subq_jax.kernels.gpu.selective import (
     KEYS_BACKWARD,
     KEYS_FORWARD,
     MULTIPROCESSORS,
-    PAIRS,
     Tiles,
     a_tile_at_least,
     choose_flat,
@@ -77,7 +76,7 @@ def gpu_parts(values: tuple[jax.Array, ...], config: SelectionConfig, *, uniform
     delta = jax.jit(row_delta)(out, out)
     backward = lambda *x: backward_queries(*x, shape=shapes[1], ctas=MULTIPROCESSORS)
     weights = jnp.zeros(tiles.lists.ids.shape)
-    invert = lambda lists, weights: inverse_lists(lists, weights, tiles.k.shape[1] // block, block, PAIRS)
+    invert = lambda lists, weights: inverse_lists(lists, weights, tiles.k.shape[1] // block, block, MULTIPROCESSORS)
     inverse = jax.jit(invert)(tiles.lists, weights)
     backward_inverse = lambda *x: backward_keys(*x, shapes[0].group, block, MULTIPROCESSORS)
     rows = a_tile_at_least(fold_keys(router_q), shapes[0])

@@ -39,7 +39,6 @@ from subq_jax.selection.summaries import score_scale
 from subq_jax.selection.visibility import QueryPlace, candidate_range, clear_absent_keys
 
 MULTIPROCESSORS = 132  # of an H100 or H200
-PAIRS = 4096  # of a token and a block, that one piece of work adds up for the block
 KEYS_FORWARD, KEYS_BACKWARD = 64, 32  # positions of a step: what registers hold beside a warp's sums
 
 
@@ -157,7 +156,7 @@ def _attend_backward(config, gate, residuals, d_out):
     d_scores = balanced(d_gates, tiles.lists.ids)[:, :queries, slots]
     d_scores = jnp.where(chosen >= 0, d_scores, 0.0) if gate else jnp.zeros(chosen.shape)
     weights = jnp.zeros(tiles.lists.ids.shape).at[:, :queries, slots].set(d_scores)
-    inverse = inverse_lists(tiles.lists, weights, tiles.k.shape[1] // size, size, PAIRS)
+    inverse = inverse_lists(tiles.lists, weights, tiles.k.shape[1] // size, size, MULTIPROCESSORS)
     dk, dv, side = backward_keys(
         tiles.q, d_rows, lse, delta, a_tile_at_least(fold_keys(router_q), shape), tiles.k, tiles.v, inverse,
         tiles.offset, shape.group, size, MULTIPROCESSORS)
