@@ -90,6 +90,7 @@ _ESTIMATE_FOR = flags.DEFINE_enum("estimate_for", None, list(CHIPS), "Compile fo
 
 WITH_KERNELS, UNLIMITED = ("dense", "selective"), ("dense", FLASH)
 OVERLAPS = (1.0, 3.0, 8.0)  # all neighbours agree, as trained routers showed, none of a tile's 8 tokens agrees
+PIECE = 1 << 20  # tokens drawn at a time
 SHARING = 16  # neighbours who share most of their router's query in a walk
 STAGES = ("choosing", "forward", "forward_backward")
 METRICS = {"seconds": "seconds", "temp_bytes": "temporaries (bytes)"}
@@ -121,12 +122,20 @@ def make_inputs(length: int) -> tuple[jax.Array, ...]:
             raise ValueError(f"--trained_run has inputs {found}, and the flags ask for {wanted}")
         return values
     keys = jax.random.split(jax.random.key(length), 5)
-    values = [jax.random.normal(key, shape, jnp.dtype(DTYPE.value))
-              for key, shape in zip(keys, input_shapes(length), strict=True)]
+    values = list(map(_normal, keys, input_shapes(length)))
     if _INPUTS.value == "walk":
         shared = jax.random.normal(jax.random.key(0), (1, -(-length // SHARING), *values[3].shape[2:]))
         values[3] += 2 * jnp.repeat(shared, SHARING, axis=1)[:, :length].astype(values[3].dtype)
     return *values[:3], *map(jax.nn.softplus, values[3:])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Random numbers [1, T, ...], drawn piece by piece: at 12 million tokens what they are made of would not fit."""
+    if shape[1] <= PIECE:
+        return jax.random.normal(key, shape, jnp.dtype(DTYPE.value))
+    drawn = jax.lax.map(lambda key: _normal(key, (1, PIECE, *shape[2:])), jax.random.split(key, -(-shape[1] // PIECE)))
+    return drawn.reshape(1, -1, *shape[2:])[:, : shape[1]]
 
 
 def arm_function(name: str):
