@@ -178,7 +178,8 @@ def balanced(d_gates, ids):
     """
     listed = ids >= 0
     d_gates = jnp.where(listed, d_gates, 0.0)
-    return d_gates - d_gates.sum(axis=-1, keepdims=True) / jnp.maximum(listed.sum(axis=-1, keepdims=True), 1)
+    mean = d_gates.sum(axis=-1, keepdims=True) / jnp.maximum(listed.sum(axis=-1, keepdims=True), 1)
+    return jnp.where(listed, d_gates - mean, 0.0)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
