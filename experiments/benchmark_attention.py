@@ -88,9 +88,10 @@ _TRAINED_RUN = flags.DEFINE_string("trained_run", None, "Folder of a finished tr
 _LAYER = flags.DEFINE_integer("layer", -1, "Which of its selective layers, -1 for the last.")
 _ESTIMATE_FOR = flags.DEFINE_enum("estimate_for", None, list(CHIPS), "Compile for this TPU and estimate, run nothing.")
 
-WITH_KERNELS, UNLIMITED = ("dense", "selective"), ("dense", FLASH)
+WITH_KERNELS = DECODED = ("dense", "selective")  # of their own, on a TPU; in decoding steps
+WITHOUT_BUDGET = ("dense", FLASH)
 OVERLAPS = (1.0, 3.0, 8.0)  # all neighbours agree, as trained routers showed, none of a tile's 8 tokens agrees
-CHECKED = 256, 1 << 28  # queries compared with the reference at most, and queries times positions
+MAX_CHECKED, MAX_PAIRS = 256, 1 << 28  # queries compared with the reference, and queries times positions
 PIECE = 1 << 20  # tokens drawn at a time
 SHARING = 16  # neighbours who share most of their router's query in a walk
 STAGES = ("choosing", "forward", "forward_backward")
@@ -132,7 +133,7 @@ def make_inputs(length: int) -> tuple[jax.Array, ...]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Random numbers [1, T, ...], drawn piece by piece: at 12 million tokens what they are made of would not fit."""
+    """Random numbers [1, T, ...], drawn piece by piece: the generator's temporaries of 12 million would not fit."""
     if shape[1] <= PIECE:
         return jax.random.normal(key, shape, jnp.dtype(DTYPE.value))
     drawn = jax.lax.map(lambda key: _normal(key, (1, PIECE, *shape[2:])), jax.random.split(key, -(-shape[1] // PIECE)))
@@ -212,7 +213,7 @@ def selective_error(values) -> float:
         *x, config, implementation=implementation(), return_selection=True))(*values)
     exact = [x.astype(jnp.float32) for x in values]
     # the last queries see the most; the reference holds T x S
-    rows = slice(-min(CHECKED[0], max(1, CHECKED[1] // out.shape[1]), out.shape[1]), None)
+    rows = slice(-min(MAX_CHECKED, max(1, MAX_PAIRS // out.shape[1]), out.shape[1]), None)
     expected = jax.jit(lambda q, k, v, router_q, router_k, ids: selective_attention(
         q, k, v, router_q, router_k, config, selection=ids, implementation="reference"))(
             exact[0][:, rows], *exact[1:3], exact[3][:, rows], exact[4], selection[:, rows])
@@ -337,12 +338,12 @@ def main(argv: list[str]) -> None:
         print(f"selective against the float32 reference: relative error {error:.1e}")
         if _INPUTS.value == "trained":
             facts["choices"] = {length: jax.tree.map(float, choices(make_inputs(length))) for length in lengths}
-    cases = [Case(stage, name, None if name in UNLIMITED else BUDGET.value, functools.partial(
+    cases = [Case(stage, name, None if name in WITHOUT_BUDGET else BUDGET.value, functools.partial(
                  *((flash_cost,) if name == FLASH else (stage_cost, name)), stage))
              for name in _MECHANISMS.value for stage in (STAGES if name in SELECTING else STAGES[1:])]
     cases += [Case(f"decode_{batch}", name, None if name == "dense" else BUDGET.value,
                    functools.partial(decode_step, name, int(batch)))
-              for batch in _DECODE_BATCHES.value for name in _MECHANISMS.value if name in WITH_KERNELS]
+              for batch in _DECODE_BATCHES.value for name in _MECHANISMS.value if name in DECODED]
     if _PARTS.value:
         cases += [Case(part, "selective", BUDGET.value, functools.partial(part_cost, part)) for part in PARTS]
     run(workdir, lengths, cases, METRICS, ["lengths", "implementation", "inputs", "trained_run", "layer"], **facts)

@@ -18,13 +18,16 @@ STEPS = 64
 
 
 def decode_cost(length: int, batch: int, config: SelectionConfig | None, implementation: str | None = None):
-    """Seconds of one step and the temporaries of the program.
+    """What a step costs.
 
     Args:
       length: positions of the caches, of which the last `STEPS` are written.
       batch: sequences.
       config: of selective attention; None for dense.
       implementation: of selective attention.
+
+    Returns:
+      `seconds` of one step, `temp_bytes` of the program of `STEPS`, and `batch`.
 
     Raises:
       NotImplementedError: for fewer than 2 * `STEPS` positions.
@@ -42,22 +45,23 @@ def decode_cost(length: int, batch: int, config: SelectionConfig | None, impleme
         new += features[1:]
 
     def step(caches, new):
-        position, q, *kept = new
-        router_q = [kept.pop(2)] if config is not None else []
-        k, v, *router_k = (jax.lax.dynamic_update_slice_in_dim(cache, x, position, axis=1)
-                           for cache, x in zip(caches, kept, strict=False))
+        position, q, k_new, v_new, *router_new = new
+        append = lambda cache, x: jax.lax.dynamic_update_slice_in_dim(cache, x, position, axis=1)
+        k, v = append(caches[0], k_new), append(caches[1], v_new)
         place = {"q_offset": position, "kv_length": position + 1}
         if config is None:
             return (k, v), dense_attention(q, k, v, **place)
-        tree = update_tree(caches[3], *router_k, config, position, 1)
+        router_q, router_k = router_new[0], append(caches[2], router_new[1])
+        tree = update_tree(caches[3], router_k, config, position, 1)
         out = selective_attention(
-            q, k, v, *router_q, *router_k, config, tree=tree, implementation=implementation, **place)
-        return (k, v, *router_k, tree), out
+            q, k, v, router_q, router_k, config, tree=tree, implementation=implementation, **place)
+        return (k, v, router_k, tree), out
 
     def steps(state, new):
         positions = length - STEPS + jnp.arange(STEPS, dtype=jnp.int32)
         return jax.lax.scan(step, state[0], (positions, *new))
 
+    # A call is given what the one before returned, outputs included; the first one gets empty ones.
     empty = jnp.zeros((STEPS, batch, 1, HEADS.value, HEAD_DIM.value), DTYPE.value)
     cost = compiled_cost(steps, (tuple(caches), empty), tuple(new), repeats=REPEATS.value, carried=True)
     return cost | {"seconds": cost["seconds"] / STEPS, "batch": batch}

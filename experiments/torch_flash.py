@@ -11,11 +11,14 @@ FLASH = "flash_attention_2"
 
 
 def flash_cost(stage: str, length: int) -> dict[str, float | None]:
-    """Seconds of causal attention of one sequence, on random inputs.
+    """What causal attention of one random sequence [1, N, T, H] costs with FlashAttention-2 (arXiv 2307.08691).
 
     Args:
       stage: "forward" or "forward_backward".
       length: in tokens.
+
+    Returns:
+      `seconds`, the median of `--repeats` calls; `temp_bytes` None, for PyTorch does not tell.
 
     Raises:
       NotImplementedError: without PyTorch or a GPU that it sees, and for shapes that its kernel does not take.
@@ -33,7 +36,7 @@ def flash_cost(stage: str, length: int) -> dict[str, float | None]:
     except RuntimeError as error:
         raise NotImplementedError(f"PyTorch says: {error}") from error
     finally:
-        torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # JAX shares the card
 
 
 def _seconds(torch, flash, stage: str, length: int) -> float:

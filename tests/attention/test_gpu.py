@@ -18,7 +18,7 @@ from subq_jax.kernels.gpu import inverse as gpu_inverse
 from subq_jax.kernels.gpu.inverse import inverse_lists
 from subq_jax.kernels.gpu.limits import unsupported
 from subq_jax.kernels.gpu.lists import TokenLists
-from subq_jax.kernels.gpu.selective import balanced
+from subq_jax.kernels.gpu.selective import centered_gates
 from subq_jax.kernels.gpu.warps import WarpTile, group_rows
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.tree import SummaryTree
@@ -102,7 +102,8 @@ def test_more_pairs_than_int32_numbers_are_not_taken():
 
 
 def test_pieces_behind_the_last_one_are_empty_however_large_pieces_are(monkeypatch):
-    monkeypatch.setattr(gpu_inverse, "PAIRS", (1 << 30, 1 << 30))
+    monkeypatch.setattr(gpu_inverse, "MIN_PIECE", 1 << 30)
+    monkeypatch.setattr(gpu_inverse, "MAX_PIECE", 1 << 30)
     ids = jnp.array([[[2, 0], [2, 1], [0, -1], [2, -1]]])
     inverse = inverse_lists(TokenLists(ids, jnp.zeros(ids.shape)), jnp.zeros(ids.shape), 3, 32, 132)
     np.testing.assert_array_equal(inverse.pieces[0], [[0, 0, 2, 2], [1, 2, 3, 3], [2, 3, 6, 6]])
@@ -121,7 +122,7 @@ def test_short_contexts_are_cut_into_smaller_pieces(length, largest):
 
 def test_gradients_of_a_tokens_gates_add_up_to_zero():
     d_gates, ids = jnp.array([[[1.0, 2.0, 6.0, jnp.nan], [1.0, 2.0, 3.0, 4.0]]]), jnp.array([[[9, 4, 1, -1], [-1] * 4]])
-    np.testing.assert_array_equal(balanced(d_gates, ids), [[[-2, -1, 3, 0], [0, 0, 0, 0]]])
+    np.testing.assert_array_equal(centered_gates(d_gates, ids), [[[-2, -1, 3, 0], [0, 0, 0, 0]]])
 
 
 def test_other_sizes_run_as_xla_and_say_why():

@@ -4,6 +4,9 @@ One block of threads per multiprocessor walks over tiles of 192 rows (`warps.py`
 the blocks of its own tokens alone and passes over those that only its neighbours see, so that work does not depend on
 how much neighbours agree, only the copies into shared memory do. Warps go their own way between copies; within one, the
 products of scores, the softmax and the products with values follow each other, and other warps fill the gaps.
+
+The running softmax is FlashAttention-2's (arXiv 2307.08691), warps that copy for others FlashAttention-3's
+(arXiv 2407.08608).
 """
 
 import functools
@@ -22,14 +25,20 @@ from subq_jax.kernels.gpu.persistent import (
     LOG2E,
     by_row,
     constant,
-    drain,
     for_each_item,
-    hide_later,
     launch,
     matrix,
 )
 from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
-from subq_jax.kernels.gpu.warps import COMPUTING, REGISTERS, WARP_ROWS, Blocks, WarpTile, WarpTokens
+from subq_jax.kernels.gpu.warps import (
+    COMPUTING,
+    WARP_REGISTERS,
+    WARP_ROWS,
+    BlockWalk,
+    WarpTile,
+    WarpTokens,
+    hide_future,
+)
 
 RING_BYTES = 160 << 10  # of shared memory for keys and values
 
@@ -38,7 +47,7 @@ def attend(q, k, v, lists: TokenLists, blocks: TileBlocks, offset, shape: WarpTi
     """Outputs and log-sum-exps.
 
     Args:
-      q: rows [X, P * G, H], token by token, of a tile at least.
+      q: rows [X, P * G, H], token by token; P is at least a tile's tokens, G filled up as `group_rows` says.
       k, v: [X, S, H]; S is a multiple of the block size.
       lists: what every token sees, [X, P, J].
       blocks: what the tokens of every tile see.
@@ -49,87 +58,73 @@ def attend(q, k, v, lists: TokenLists, blocks: TileBlocks, offset, shape: WarpTi
     Returns:
       outputs [X, P * G, H] in `q`'s dtype and log-sum-exps float32 [X, P * G]; 0 and -7e28 for rows that see nothing.
     """
-    (count, rows, head_dim), threads = q.shape, COMPUTING // warps.TOGETHER
+    (count, rows, head_dim), workers = q.shape, COMPUTING // warps.TOGETHER
     ctas, held = min(ctas, blocks.entries.size), warps.TOGETHER * WARP_ROWS
     stages = RING_BYTES // (2 * shape.keys * head_dim * q.dtype.itemsize)
     scratch = {
-        "q_buffer": matrix(threads, held, head_dim, dtype=q.dtype),
+        "q_buffer": matrix(workers, held, head_dim, dtype=q.dtype),
         "k_ring": matrix(stages, shape.keys, head_dim, dtype=q.dtype),
         "v_ring": matrix(stages, shape.keys, head_dim, dtype=q.dtype),
-        "lse_buffer": plgpu.SMEM((threads, held), jnp.float32),
-        "q_full": plgpu.Barrier(num_barriers=threads),
-        "q_free": plgpu.Barrier(num_barriers=threads),
+        "lse_buffer": plgpu.SMEM((workers, held), jnp.float32),
+        "q_full": plgpu.Barrier(num_barriers=workers),
+        "q_free": plgpu.Barrier(num_barriers=workers),
         "full": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
-        "free": plgpu.Barrier(num_arrivals=threads, num_barriers=stages),
+        "free": plgpu.Barrier(num_arrivals=workers, num_barriers=stages),
     }
 
     results = [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((count, rows), jnp.float32)]
     arguments = q, k, v, lists.ids, lists.gates, blocks.entries, blocks.blocks, offset
     kernel = functools.partial(_kernel, shape=shape, ctas=ctas)
-    return launch(kernel, results, scratch, ctas, arguments, workers=threads, automatic_barriers=False)
+    return launch(kernel, results, scratch, ctas, arguments, workers=workers)
 
 
 def _kernel(q, k, v, ids, gates, entries, blocks, offset, out, lse, *, q_buffer, k_ring, v_ring, lse_buffer, q_full,
             q_free, full, free, shape: WarpTile, ctas: int):
-    thread, (threads, held, head_dim) = lax.axis_index("warpgroup"), q_buffer.shape
-    walk = Blocks(shape, entries, blocks, full, free, k_ring.shape[0])
-    rows_of = lambda tile, thread: pl.ds(shape.start(tile, ids.shape[1]) * shape.group + thread * held, held)
+    warpgroup, (workers, held, head_dim) = lax.axis_index("warpgroup"), q_buffer.shape
+    walk = BlockWalk(shape, entries, blocks, full, free, k_ring.shape[0])
+    rows_of = lambda tile, warpgroup: pl.ds(shape.start(tile, ids.shape[1]) * shape.group + warpgroup * held, held)
 
-    @pl.when(thread < threads)
+    @pl.when(warpgroup < workers)
     def _():
-        plgpu.set_max_registers(REGISTERS[0], action="increase")
-        mine, queries = WarpTokens(shape, thread, held, ids, gates), q_buffer.at[thread]
+        plgpu.set_max_registers(WARP_REGISTERS[0], action="increase")
+        mine, queries = WarpTokens(shape, warpgroup, held, ids, gates), q_buffer.at[warpgroup]
         scale = LOG2E / math.sqrt(head_dim)
 
-        def tile(x, tile, _, ring):
+        def one_tile(x, tile, _, ring):
             tokens = mine.of_tile(x, tile)
             first = offset[x] + tokens.first
 
             def look(step, here, places, gate, state):
                 sums, top, norm = state
                 logits = tensor_core.warp_scores(queries, k_ring.at[step.slot])
-                logits = lax.cond(
-                    step.key + shape.keys > first, lambda x: hide_later(x, mine.positions(first), step.key),
-                    lambda x: x, logits)
+                logits = hide_future(logits, step, shape.keys, mine, first)
                 weights, shrink, top, norm = _softmax(logits, scale, gate, top, norm)
                 sums = tensor_core.add_warp_product(
                     sums * by_row(shrink, sums), weights.astype(q.dtype), v_ring.at[step.slot])
                 return sums, top, norm
 
             nothing = constant(0, (held, head_dim), ACC), constant(FLOOR, (held,), ROWS), constant(0, (held,), ROWS)
-            plgpu.barrier_wait(q_full.at[thread])
+            plgpu.barrier_wait(q_full.at[warpgroup])
             sums, top, norm = walk.each(x, tile, ring, tokens, look, nothing)
 
-            rows, norm = rows_of(tile, thread), jnp.where(norm > 0, norm, jnp.float32(1))
+            rows, norm = rows_of(tile, warpgroup), jnp.where(norm > 0, norm, jnp.float32(1))
             queries[...] = (sums * by_row(1 / norm, sums)).astype(q.dtype)  # their place is free now
-            lse_buffer[thread] = (top + jnp.log2(norm)) * (1 / LOG2E)
+            lse_buffer[warpgroup] = (top + jnp.log2(norm)) * (1 / LOG2E)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(queries, out.at[x, rows])
-            plgpu.copy_smem_to_gmem(lse_buffer.at[thread], lse.at[x, rows])
+            plgpu.copy_smem_to_gmem(lse_buffer.at[warpgroup], lse.at[x, rows])
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            plgpu.barrier_arrive(q_free.at[thread])
+            plgpu.barrier_arrive(q_free.at[warpgroup])
             return ring + walk.steps(x, tile)
 
-        for_each_item(*entries.shape, ctas, tile, jnp.int32(0))
+        for_each_item(*entries.shape, ctas, one_tile, jnp.int32(0))
         plgpu.wait_smem_to_gmem(0)
 
-    @pl.when(thread == threads)
+    @pl.when(warpgroup == workers)
     def _():
-        plgpu.set_max_registers(REGISTERS[1], action="decrease")
+        plgpu.set_max_registers(WARP_REGISTERS[1], action="decrease")
+        walk.copy_tiles(ctas, rows_of, ((q, q_buffer),), q_full, q_free, ((k, k_ring), (v, v_ring)))
 
-        def tile(x, tile, number, ring):
-            for worker in range(threads):
-                @pl.when(number > 0)
-                def _(worker=worker):
-                    plgpu.barrier_wait(q_free.at[worker])
-
-                plgpu.copy_gmem_to_smem(q.at[x, rows_of(tile, worker)], q_buffer.at[worker], q_full.at[worker])
-            return walk.fetch(x, tile, ring, ((k, k_ring), (v, v_ring)))
-
-        _, ring = for_each_item(*entries.shape, ctas, tile, jnp.int32(0))
-        drain(k_ring.shape[0], ring, free)
-        for worker in range(threads):
-            plgpu.barrier_wait(q_free.at[worker])
 
 
 def _softmax(logits, scale: float, gate, top, norm):

@@ -100,7 +100,7 @@ def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, o
                  offset)
     busy = min(ctas, count * pieces)
     kernel = functools.partial(_kernel, shape=shape, ctas=busy)  # nobody writes into shared memory but copies
-    parts = launch(kernel, results, scratch, busy, arguments, automatic_barriers=False)
+    parts = launch(kernel, results, scratch, busy, arguments)
     dk, dv, side = _add_pieces(parts, inverse.first, shape.parts, q.dtype, min(ctas, count * blocks))
     join = lambda x: x.reshape(count, blocks, -1, head_dim)[:, :, :block].reshape(count, length, head_dim)
     return join(dk), join(dv), side

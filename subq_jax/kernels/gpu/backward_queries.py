@@ -1,4 +1,4 @@
-"""Gradients of queries and gates: the forward pass's walk over every tile's blocks again, weights from the saved sums.
+"""Gradients of queries and gates: the forward pass's walk over every tile's blocks again, with its log-sum-exps.
 
     weights    W  = exp(Q K^T + gates - lse)         [16, keys]   of a warp's rows and a step
     logits     dL = W * (dO V^T - delta)
@@ -19,9 +19,17 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu import tensor_core, warps
 from subq_jax.kernels.gpu.lists import TileBlocks, TokenLists
-from subq_jax.kernels.gpu.persistent import LOG2E, by_row, constant, drain, for_each_item, hide_later, launch, matrix
+from subq_jax.kernels.gpu.persistent import LOG2E, by_row, constant, for_each_item, launch, matrix
 from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
-from subq_jax.kernels.gpu.warps import COMPUTING, REGISTERS, WARP_ROWS, Blocks, WarpTile, WarpTokens
+from subq_jax.kernels.gpu.warps import (
+    COMPUTING,
+    WARP_REGISTERS,
+    WARP_ROWS,
+    BlockWalk,
+    WarpTile,
+    WarpTokens,
+    hide_future,
+)
 
 RING_BYTES = 128 << 10  # of shared memory for keys and values
 
@@ -41,55 +49,53 @@ def backward_queries(q, d_out, lse, delta, k, v, lists: TokenLists, blocks: Tile
       ctas: blocks of threads, one for each multiprocessor.
 
     Returns:
-      the gradient of `q`, and that of `lists.gates`, whose places without a block are never written.
+      the gradient of `q`, and that of `lists.gates`, whose places without a block hold anything.
     """
-    (count, _, head_dim), (_, padded, slots), threads = q.shape, lists.ids.shape, COMPUTING // warps.TOGETHER
+    (count, _, head_dim), (_, padded, slots), workers = q.shape, lists.ids.shape, COMPUTING // warps.TOGETHER
     ctas, held = min(ctas, blocks.entries.size), warps.TOGETHER * WARP_ROWS
     stages = RING_BYTES // (2 * shape.keys * head_dim * q.dtype.itemsize)
     scratch = {
-        "q_buffer": matrix(threads, held, head_dim, dtype=q.dtype),
-        "d_out_buffer": matrix(threads, held, head_dim, dtype=q.dtype),
+        "q_buffer": matrix(workers, held, head_dim, dtype=q.dtype),
+        "d_out_buffer": matrix(workers, held, head_dim, dtype=q.dtype),
         "k_ring": matrix(stages, shape.keys, head_dim, dtype=q.dtype),
         "v_ring": matrix(stages, shape.keys, head_dim, dtype=q.dtype),
-        "rows_full": plgpu.Barrier(num_arrivals=2, num_barriers=threads),
-        "rows_free": plgpu.Barrier(num_barriers=threads),
+        "rows_full": plgpu.Barrier(num_arrivals=2, num_barriers=workers),
+        "rows_free": plgpu.Barrier(num_barriers=workers),
         "full": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
-        "free": plgpu.Barrier(num_arrivals=threads, num_barriers=stages),
+        "free": plgpu.Barrier(num_arrivals=workers, num_barriers=stages),
     }
 
     of_parts = (count, padded, slots, shape.parts * shape.shares)
     results = [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(of_parts, jnp.float32)]
     arguments = q, d_out, lse, delta, k, v, lists.ids, lists.gates, blocks.entries, blocks.blocks, offset
     kernel = functools.partial(_kernel, shape=shape, ctas=ctas)
-    dq, d_gates = launch(kernel, results, scratch, ctas, arguments, workers=threads, automatic_barriers=False)
+    dq, d_gates = launch(kernel, results, scratch, ctas, arguments, workers=workers)
     return dq, d_gates.sum(axis=3)
 
 
 def _kernel(q, d_out, lse, delta, k, v, ids, gates, entries, blocks, offset, dq, d_gates, *, q_buffer, d_out_buffer,
             k_ring, v_ring, rows_full, rows_free, full, free, shape: WarpTile, ctas: int):
-    thread, (threads, held, head_dim) = lax.axis_index("warpgroup"), q_buffer.shape
-    walk = Blocks(shape, entries, blocks, full, free, k_ring.shape[0])
-    rows_of = lambda tile, thread: pl.ds(shape.start(tile, ids.shape[1]) * shape.group + thread * held, held)
+    warpgroup, (workers, held, head_dim) = lax.axis_index("warpgroup"), q_buffer.shape
+    walk = BlockWalk(shape, entries, blocks, full, free, k_ring.shape[0])
+    rows_of = lambda tile, warpgroup: pl.ds(shape.start(tile, ids.shape[1]) * shape.group + warpgroup * held, held)
 
-    @pl.when(thread < threads)
+    @pl.when(warpgroup < workers)
     def _():
-        plgpu.set_max_registers(REGISTERS[0], action="increase")
-        mine, queries = WarpTokens(shape, thread, held, ids, gates), q_buffer.at[thread]
+        plgpu.set_max_registers(WARP_REGISTERS[0], action="increase")
+        mine, queries = WarpTokens(shape, warpgroup, held, ids, gates), q_buffer.at[warpgroup]
         scale = LOG2E / math.sqrt(head_dim)
 
-        def tile(x, tile, _, ring):
-            rows, tokens = rows_of(tile, thread), mine.of_tile(x, tile)
+        def one_tile(x, tile, _, ring):
+            rows, tokens = rows_of(tile, warpgroup), mine.of_tile(x, tile)
             first = offset[x] + tokens.first
-            sums, deltas = (plgpu.load(y.at[x, rows], layout=ROWS, optimized=False) for y in (lse, delta))
-            sums = sums * LOG2E
+            log_sums, deltas = (plgpu.load(y.at[x, rows], layout=ROWS, optimized=False) for y in (lse, delta))
+            log_sums = log_sums * LOG2E
 
             def look(step, here, places, gate, total):
                 logits = tensor_core.warp_scores(queries, k_ring.at[step.slot])
-                d_weights = tensor_core.warp_scores(d_out_buffer.at[thread], v_ring.at[step.slot])
-                logits = lax.cond(
-                    step.key + shape.keys > first, lambda x: hide_later(x, mine.positions(first), step.key),
-                    lambda x: x, logits)
-                weights = jnp.exp2(logits * scale - by_row(sums - gate, logits))
+                d_weights = tensor_core.warp_scores(d_out_buffer.at[warpgroup], v_ring.at[step.slot])
+                logits = hide_future(logits, step, shape.keys, mine, first)
+                weights = jnp.exp2(logits * scale - by_row(log_sums - gate, logits))
                 d_logits = weights * (d_weights - by_row(deltas, logits))
                 of_tokens = tensor_core.sums_of_warp(d_logits.sum(axis=1), shape.own)
                 part = step.part * shape.shares + mine.share
@@ -99,34 +105,20 @@ def _kernel(q, d_out, lse, delta, k, v, ids, gates, entries, blocks, offset, dq,
                         d_gates[x, token, place, part] = number
                 return tensor_core.add_warp_product(total, d_logits.astype(q.dtype), k_ring.at[step.slot])
 
-            plgpu.barrier_wait(rows_full.at[thread])
+            plgpu.barrier_wait(rows_full.at[warpgroup])
             total = walk.each(x, tile, ring, tokens, look, constant(0, (held, head_dim), ACC))
             queries[...] = (total * (1 / math.sqrt(head_dim))).astype(q.dtype)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(queries, dq.at[x, rows])
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            plgpu.barrier_arrive(rows_free.at[thread])
+            plgpu.barrier_arrive(rows_free.at[warpgroup])
             return ring + walk.steps(x, tile)
 
-        for_each_item(*entries.shape, ctas, tile, jnp.int32(0))
+        for_each_item(*entries.shape, ctas, one_tile, jnp.int32(0))
         plgpu.wait_smem_to_gmem(0)
 
-    @pl.when(thread == threads)
+    @pl.when(warpgroup == workers)
     def _():
-        plgpu.set_max_registers(REGISTERS[1], action="decrease")
-
-        def tile(x, tile, number, ring):
-            for worker in range(threads):
-                @pl.when(number > 0)
-                def _(worker=worker):
-                    plgpu.barrier_wait(rows_free.at[worker])
-
-                for source, target in ((q, q_buffer), (d_out, d_out_buffer)):
-                    plgpu.copy_gmem_to_smem(source.at[x, rows_of(tile, worker)], target.at[worker],
-                                            rows_full.at[worker])
-            return walk.fetch(x, tile, ring, ((k, k_ring), (v, v_ring)))
-
-        _, ring = for_each_item(*entries.shape, ctas, tile, jnp.int32(0))
-        drain(k_ring.shape[0], ring, free)
-        for worker in range(threads):
-            plgpu.barrier_wait(rows_free.at[worker])
+        plgpu.set_max_registers(WARP_REGISTERS[1], action="decrease")
+        rows, rings = ((q, q_buffer), (d_out, d_out_buffer)), ((k, k_ring), (v, v_ring))
+        walk.copy_tiles(ctas, rows_of, rows, rows_full, rows_free, rings)

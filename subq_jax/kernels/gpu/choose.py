@@ -83,7 +83,7 @@ def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
     results = [jax.ShapeDtypeStruct((rows, padded, held), dtype) for dtype in (jnp.int32, jnp.float32)]
     arguments = router_q, summaries, low, high, _spans(low, high, tile, summaries.shape[1])
     kernel = functools.partial(_kernel, tile=tile, count=count, ctas=ctas)
-    return launch(kernel, results, scratch, ctas, arguments, automatic_barriers=False)
+    return launch(kernel, results, scratch, ctas, arguments)
 
 
 def tile_of(count: int) -> int:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from subq_jax.kernels.gpu.lists import TokenLists
 
-PAIRS = 512, 4096  # least and most of a full piece
-PIECES = 4  # of a block of threads, at least, where that leaves them as large as the least
+MIN_PIECE, MAX_PIECE = 512, 4096  # pairs of a full piece
+PIECES_EACH = 4  # of a block of threads at least, where pieces hold more than the least
 
 
 class InverseLists(NamedTuple):
@@ -41,7 +41,7 @@ def inverse_lists(lists: TokenLists, weights, num_blocks: int, block: int, ctas:
       ctas: blocks of threads that share the pieces.
     """
     rows, padded, slots = lists.ids.shape
-    most = min(1 << max(PAIRS[0], lists.ids.size // (PIECES * ctas)).bit_length() - 1, PAIRS[1])
+    most = min(1 << max(MIN_PIECE, lists.ids.size // (PIECES_EACH * ctas)).bit_length() - 1, MAX_PIECE)
     flat = lambda x: x.reshape(rows, padded * slots)
     pairs = jnp.broadcast_to(jnp.arange(padded * slots, dtype=jnp.int32)[None], (rows, padded * slots))
     key, pairs = jax.lax.sort(

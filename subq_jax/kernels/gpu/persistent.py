@@ -28,8 +28,7 @@ def matrix(*shape: int, dtype):
     return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128)))
 
 
-def launch(kernel, results, scratch: dict, ctas: int, arguments, *, workers: int = WORKERS,
-           automatic_barriers: bool = True):
+def launch(kernel, results, scratch: dict, ctas: int, arguments, *, workers: int = WORKERS):
     """Runs `kernel(*arguments, *results, **scratch)`: warpgroups that compute and one that copies, in `ctas` blocks.
 
     Args:
@@ -39,8 +38,6 @@ def launch(kernel, results, scratch: dict, ctas: int, arguments, *, workers: int
       ctas: blocks of threads.
       arguments: arrays.
       workers: warpgroups that compute.
-      automatic_barriers: whether the compiler puts a barrier at every use of shared memory, which would end the overlap
-        of a kernel that holds those it needs.
     """
     def scoped(*refs):
         pl.run_scoped(functools.partial(kernel, *refs), collective_axes="warpgroup", **scratch)
@@ -48,8 +45,9 @@ def launch(kernel, results, scratch: dict, ctas: int, arguments, *, workers: int
     return plgpu.kernel(
         scoped, out_type=results, grid=(ctas,), grid_names=("cta",), num_threads=workers + 1, thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(
-            approx_math=True, unsafe_no_auto_barriers=not automatic_barriers,
-            reduction_scratch_bytes=0),  # where warps would meet to reduce, both computing warpgroups would at once
+            approx_math=True,
+            unsafe_no_auto_barriers=True,  # one at every use of shared memory would end the overlap
+            reduction_scratch_bytes=0),  # where warps would meet to reduce, all computing warpgroups would at once
     )(*arguments)
 
 

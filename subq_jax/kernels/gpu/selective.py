@@ -76,7 +76,11 @@ def _ascending(chosen):
 
 
 def choose_flat(router_q, summaries, place: QueryPlace, config: SelectionConfig):
-    """The flat choice, int32 [X, T, M] descending and then -1, and its scores float32 [X, T, M]."""
+    """The flat choice of router_q [B, T, K, R] among summaries [B, K, NB, R], no tree.
+
+    Returns:
+      block ids int32 [X, T, M], descending and then -1, and their scores float32 [X, T, M].
+    """
     queries, kv_heads = router_q.shape[1:3]
     low, high = (repeat_heads(x[..., 0], kv_heads) for x in candidate_range(place, config))
     summaries = whole_rows(fold(summaries.astype(router_q.dtype)), tile_of(config.num_blocks))
@@ -94,7 +98,7 @@ class Tiles(NamedTuple):
     v: jax.Array
     lists: TokenLists
     blocks: TileBlocks
-    offset: jax.Array
+    offset: jax.Array  # int32 [X], position of the first token
 
 
 def tile_shape(heads: int, config: SelectionConfig, most: int) -> WarpTile:
@@ -103,8 +107,18 @@ def tile_shape(heads: int, config: SelectionConfig, most: int) -> WarpTile:
 
 
 def lay_out(config: SelectionConfig, q, k, v, chosen, scores, place: QueryPlace, present) -> Tiles:
+    """What the kernels along the lists read.
+
+    Args:
+      config: of the blocks.
+      q, k, v: [B, T, N, H], [B, S, K, H] twice.
+      chosen: int32 [X, T, M], block ids descending, then -1.
+      scores: float32 [X, T, M], their gates.
+      place: where the queries stand; fields [B, T].
+      present: bool [B, S], which keys exist, or None for all.
+    """
     kv_heads, size = k.shape[2], config.block_size
-    shape = tile_shape(q.shape[2] // kv_heads, config, size)
+    shape = tile_shape(q.shape[2] // kv_heads, config, size)  # lists and rows do not depend on a step's positions
     whole = lambda x, fill=0: a_tile_at_least(x, shape, fill)
     lists = token_lists(whole(chosen, -1), whole(scores), jax.tree.map(whole, place), config, kv_heads)
     k, v = (whole_rows(fold_keys(clear_absent_keys(x, present)), size) for x in (k, v))
@@ -153,7 +167,7 @@ def _attend_backward(config, gate, residuals, d_out):
         tiles.q, d_rows, lse, delta, *tiles[1:], shape=shape, ctas=MULTIPROCESSORS)
 
     slots = slice(config.local_blocks, config.local_blocks + config.num_blocks)
-    d_scores = balanced(d_gates, tiles.lists.ids)[:, :queries, slots]
+    d_scores = centered_gates(d_gates, tiles.lists.ids)[:, :queries, slots]
     d_scores = jnp.where(chosen >= 0, d_scores, 0.0) if gate else jnp.zeros(chosen.shape)
     weights = jnp.zeros(tiles.lists.ids.shape).at[:, :queries, slots].set(d_scores)
     inverse = inverse_lists(tiles.lists, weights, tiles.k.shape[1] // size, size, MULTIPROCESSORS)
@@ -170,11 +184,11 @@ def _attend_backward(config, gate, residuals, d_out):
     return dq, dk, dv, d_router_q, d_summaries, None, None, None, None
 
 
-def balanced(d_gates, ids):
+def centered_gates(d_gates, ids):
     """Gradients of the gates [X, P, J] of listed blocks, less their mean over a token's blocks.
 
-    A softmax's gradients add up to 0, which rounded outputs and weights in `delta` lose by an equal sign for all blocks
-    of a token: little of each gradient, and much of what a router query gets, whose summaries have much in common.
+    A softmax's gradients add up to 0, which rounding in `delta` shifts alike for all blocks of a token: little of each
+    gradient, and much of what a router query gets, whose summaries have much in common (docs/gpu.md has figures).
     """
     listed = ids >= 0
     d_gates = jnp.where(listed, d_gates, 0.0)

@@ -25,12 +25,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu import tensor_core
-from subq_jax.kernels.gpu.persistent import LOG2E, UNSEEN
+from subq_jax.kernels.gpu.persistent import LOG2E, UNSEEN, drain, for_each_item, hide_later
 from subq_jax.kernels.gpu.tensor_core import ROWS
 
 WARP_ROWS, COMPUTING = 16, 12  # rows of a warp's products, warps that compute
-TOGETHER = 4  # warps of a warpgroup
-REGISTERS = 160, 24  # of a thread that computes, of one that copies
+TOGETHER = 4  # warps of a warpgroup; one in the simulator, where a warpgroup's warps cannot part ways
+WARP_REGISTERS = 160, 24  # of a thread that computes, of one that copies
 
 
 class WarpTile(NamedTuple):
@@ -89,8 +89,8 @@ class WarpTokens:
       share: which of its token's warps it is.
     """
 
-    def __init__(self, shape: WarpTile, thread, rows: int, ids, gates):
-        warp = thread * TOGETHER + tensor_core.warp_of_thread()
+    def __init__(self, shape: WarpTile, warpgroup, rows: int, ids, gates):
+        warp = warpgroup * TOGETHER + tensor_core.warp_of_thread()
         self._shape, self._ids, self._gates = shape, ids, gates
         self._first = lax.div(warp * WARP_ROWS, jnp.int32(shape.group))
         self.share = lax.rem(warp, jnp.int32(shape.shares))
@@ -134,7 +134,7 @@ class TokensOfTile:
         return self._mine.spread([jnp.where(some, x, UNSEEN) for some, x in zip(here, gates, strict=True)])
 
 
-class Blocks:
+class BlockWalk:
     """The walk over the blocks of tiles, through a ring that the copying warpgroup fills and all others free."""
 
     def __init__(self, shape: WarpTile, entries, blocks, full, free, stages: int):
@@ -166,8 +166,8 @@ class Blocks:
         def step(s, carry):
             block, lists, state = carry
             slot, following, part = self._slot(ring + s), self._block(x, tile, s + 1), self._part(s)  # a step ahead
-            here = [there == block for there in lists[1]]
-            some = here[0] | here[-1]
+            here = [listed == block for listed in lists[1]]  # lists are places, ids there, gates
+            some = here[0] | here[-1]  # a warp has one token or two
             plgpu.barrier_wait(self._full.at[slot])
 
             def take(places, ids, gates, state):
@@ -185,12 +185,35 @@ class Blocks:
         carry = self._block(x, tile, jnp.int32(0)), (places, *tokens.due(places)), state
         return lax.fori_loop(jnp.int32(0), self.steps(x, tile), step, carry)[2]
 
-    def fetch(self, x, tile, ring, copies):
-        """Copies a tile's blocks; -> the steps of this block of threads after it.
+    def copy_tiles(self, ctas: int, rows_of: Callable, rows, full, free, rings):
+        """What the warpgroup that copies does: the rows of every tile, as their places come free, and its blocks.
 
         Args:
-          copies: (source [X, S, H], its ring) of each array.
+          ctas: blocks of threads that share the tiles.
+          rows_of: the rows of a tile that a warpgroup computes.
+          rows: (source [X, P * G, H], its place in shared memory for each warpgroup) of each array.
+          full, free: barriers of those places.
+          rings: (source [X, S, H], its ring) of keys and values.
         """
+        workers = rows[0][1].shape[0]
+
+        def one_tile(x, tile, number, ring):
+            for worker in range(workers):
+                @pl.when(number > 0)
+                def _(worker=worker):
+                    plgpu.barrier_wait(free.at[worker])
+
+                for source, target in rows:
+                    plgpu.copy_gmem_to_smem(source.at[x, rows_of(tile, worker)], target.at[worker], full.at[worker])
+            return self._fetch(x, tile, ring, rings)
+
+        _, ring = for_each_item(*self._entries.shape, ctas, one_tile, jnp.int32(0))
+        drain(self._stages, ring, self._free)
+        for worker in range(workers):
+            plgpu.barrier_wait(free.at[worker])
+
+    def _fetch(self, x, tile, ring, rings):
+        """Copies a tile's blocks; -> the steps of this block of threads after it."""
         keys = self._shape.keys
 
         def fetch(s, block):
@@ -201,10 +224,16 @@ class Blocks:
             def _():
                 plgpu.barrier_wait(self._free.at[slot])
 
-            for source, target in copies:
+            for source, target in rings:
                 plgpu.copy_gmem_to_smem(source.at[x, rows], target.at[slot], self._full.at[slot])
             return following
 
         steps = self.steps(x, tile)
         lax.fori_loop(jnp.int32(0), steps, fetch, self._block(x, tile, jnp.int32(0)))
         return ring + steps
+
+
+def hide_future(logits, step: Step, keys: int, tokens: WarpTokens, first):
+    """`hide_later`, for the few steps whose `keys` positions reach beyond the warp's first token, at `first`."""
+    hide = lambda logits: hide_later(logits, tokens.positions(first), step.key)
+    return lax.cond(step.key + keys > first, hide, lambda logits: logits, logits)
