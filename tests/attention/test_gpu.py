@@ -18,7 +18,7 @@ from subq_jax.kernels.gpu import inverse as gpu_inverse
 from subq_jax.kernels.gpu.inverse import inverse_lists
 from subq_jax.kernels.gpu.limits import unsupported
 from subq_jax.kernels.gpu.lists import TokenLists
-from subq_jax.kernels.gpu.selective import centered_gates
+from subq_jax.kernels.gpu.selective import zero_sum
 from subq_jax.kernels.gpu.warps import WarpTile, group_rows
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.tree import SummaryTree
@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize("problem", ["packed_documents", *(
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("one_head_for_all", "large_blocks", "middle_blocks", "parts", "long_streams"))])
+    for name in ("one_head_for_all", "large_blocks", "middle_blocks", "shared_tokens", "few_blocks", "closed_gates",
+                 "parts", "long_streams"))])
 def test_the_kernels_equal_the_reference(problem):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NPROC": "16"}
     command = [sys.executable, str(Path(__file__).with_name("simulated_gpu.py")), problem]
@@ -121,8 +122,9 @@ def test_short_contexts_are_cut_into_smaller_pieces(length, largest):
 
 
 def test_gradients_of_a_tokens_gates_add_up_to_zero():
-    d_gates, ids = jnp.array([[[1.0, 2.0, 6.0, jnp.nan], [1.0, 2.0, 3.0, 4.0]]]), jnp.array([[[9, 4, 1, -1], [-1] * 4]])
-    np.testing.assert_array_equal(centered_gates(d_gates, ids), [[[-2, -1, 3, 0], [0, 0, 0, 0]]])
+    d_gates = jnp.array([[[1.0, 3.0, -2.0, jnp.nan], [1.0, 2.0, 3.0, 4.0]]])
+    ids = jnp.array([[[9, 4, 1, -1], [-1] * 4]])
+    np.testing.assert_allclose(zero_sum(d_gates, ids), [[[2 / 3, 2, -8 / 3, 0], [0, 0, 0, 0]]], rtol=1e-6)
 
 
 def test_other_sizes_run_as_xla_and_say_why():

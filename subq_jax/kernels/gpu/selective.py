@@ -167,7 +167,7 @@ def _attend_backward(config, gate, residuals, d_out):
         tiles.q, d_rows, lse, delta, *tiles[1:], shape=shape, ctas=MULTIPROCESSORS)
 
     slots = slice(config.local_blocks, config.local_blocks + config.num_blocks)
-    d_scores = centered_gates(d_gates, tiles.lists.ids)[:, :queries, slots]
+    d_scores = zero_sum(d_gates, tiles.lists.ids)[:, :queries, slots]
     d_scores = jnp.where(chosen >= 0, d_scores, 0.0) if gate else jnp.zeros(chosen.shape)
     weights = jnp.zeros(tiles.lists.ids.shape).at[:, :queries, slots].set(d_scores)
     inverse = inverse_lists(tiles.lists, weights, tiles.k.shape[1] // size, size, MULTIPROCESSORS)
@@ -184,16 +184,18 @@ def _attend_backward(config, gate, residuals, d_out):
     return dq, dk, dv, d_router_q, d_summaries, None, None, None, None
 
 
-def centered_gates(d_gates, ids):
-    """Gradients of the gates [X, P, J] of listed blocks, less their mean over a token's blocks.
+def zero_sum(d_gates, ids):
+    """Gradients of the gates [X, P, J] of listed blocks, less what a token's are too much together.
 
-    A softmax's gradients add up to 0, which rounding in `delta` shifts alike for all blocks of a token: little of each
-    gradient, and much of what a router query gets, whose summaries have much in common (docs/gpu.md has figures).
+    A softmax's gradients add up to 0. Rounding in `delta` shifts all blocks of a token to one side: little of each
+    gradient, and much of what a router query gets, whose summaries have much in common (docs/gpu.md has figures). Every
+    block gives up the same share of its own gradient, so that one with no weight, whose gradient is next to nothing,
+    is not charged with what belongs to others.
     """
-    listed = ids >= 0
-    d_gates = jnp.where(listed, d_gates, 0.0)
-    mean = d_gates.sum(axis=-1, keepdims=True) / jnp.maximum(listed.sum(axis=-1, keepdims=True), 1)
-    return jnp.where(listed, d_gates - mean, 0.0)
+    d_gates = jnp.where(ids >= 0, d_gates, 0.0)
+    size = jnp.abs(d_gates)
+    excess = d_gates.sum(axis=-1, keepdims=True) / jnp.maximum(size.sum(axis=-1, keepdims=True), 1e-37)
+    return d_gates - excess * size
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
