@@ -4,13 +4,17 @@ One layer's attention on random inputs, forward and forward + backward, every me
 choose also the choosing alone, summaries included. Writes `results.jsonl`, `report.json` with the machine and the
 fitted slopes, and log-log plots. With `--fanouts` the arms with a router choose through a tree. Selective attention is
 checked at the shortest length against the float32 reference before anything is timed. A length that an arm cannot
-finish within `--max_seconds` (judged from the one before) is left out and said so.
+finish within `--max_seconds` (judged from the one before) is left out and said so. `--decode_batches=1,64` adds a
+decoding step of dense and selective attention, one new token of so many sequences against caches of each length.
 
 Neighbouring queries of `--inputs=random` have nothing in common. With `walk` 16 of them share most of their router's
 query, somewhat as a text's do. `trained` are what the selective layer `--layer` of the run in `--trained_run` reads of
 held-out text, and the report tells how its queries use the blocks. `uniform` is for `--parts`, which times the parts of
 the GPU's implementation one by one: attention gets blocks drawn at random, of which neighbours share none on purpose.
 `--implementation` times another than the default, `gpu` or `xla`.
+
+On a GPU `--mechanisms=flash_attention_2` times PyTorch's FlashAttention-2 as well, where PyTorch is installed; both
+frameworks then share the GPU's memory, of which JAX takes less with `XLA_PYTHON_CLIENT_MEM_FRACTION=0.6`.
 
 On a TPU `dense` is JAX's splash attention, and selective attention runs its kernels there if the shapes are theirs:
 `--head_dim=128 --dtype=bfloat16`. Without a TPU `--estimate_for=v5e` compiles both for one and prints what they need
@@ -40,9 +44,11 @@ from experiments.benchmark import (
     run,
     start,
 )
+from experiments.decode_step import decode_cost
 from experiments.dense_kernels import LANES, dense_kernel
 from experiments.gpu_parts import PARTS, gpu_parts
 from experiments.timing import compiled_cost
+from experiments.torch_flash import FLASH, flash_cost
 from experiments.tpu_estimates import Program, estimate
 from experiments.tpu_programs import why_not
 from experiments.trained_inputs import trained_inputs
@@ -73,16 +79,20 @@ from subq_jax.selection.tree import build_tree
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Folder for the results.")
 _LENGTHS = flags.DEFINE_list("lengths", ["4096", "8192", "16384", "32768", "65536"], "Context lengths, in tokens.")
-_MECHANISMS = flags.DEFINE_list("mechanisms", list(MECHANISMS), f"Some of {MECHANISMS}.")
+_MECHANISMS = flags.DEFINE_list("mechanisms", list(MECHANISMS), f"Some of {(*MECHANISMS, FLASH)}.")
 _IMPLEMENTATION = flags.DEFINE_enum("implementation", None, ["xla", "gpu", "tpu"], "Of selective attention.")
 _PARTS = flags.DEFINE_bool("parts", False, "Also the parts of the GPU's implementation, one by one.")
+_DECODE_BATCHES = flags.DEFINE_list("decode_batches", [], "Also decoding steps, of so many sequences each.")
 _INPUTS = flags.DEFINE_enum("inputs", "random", ["random", "walk", "trained", "uniform"], "What attention is given.")
 _TRAINED_RUN = flags.DEFINE_string("trained_run", None, "Folder of a finished training run, for --inputs=trained.")
 _LAYER = flags.DEFINE_integer("layer", -1, "Which of its selective layers, -1 for the last.")
 _ESTIMATE_FOR = flags.DEFINE_enum("estimate_for", None, list(CHIPS), "Compile for this TPU and estimate, run nothing.")
 
-WITH_KERNELS = ("dense", "selective")
+WITH_KERNELS = DECODED = ("dense", "selective")  # of their own, on a TPU; in decoding steps
+WITHOUT_BUDGET = ("dense", FLASH)
 OVERLAPS = (1.0, 3.0, 8.0)  # all neighbours agree, as trained routers showed, none of a tile's 8 tokens agrees
+MAX_CHECKED, MAX_PAIRS = 256, 1 << 28  # queries compared with the reference, and queries times positions
+PIECE = 1 << 20  # tokens drawn at a time
 SHARING = 16  # neighbours who share most of their router's query in a walk
 STAGES = ("choosing", "forward", "forward_backward")
 METRICS = {"seconds": "seconds", "temp_bytes": "temporaries (bytes)"}
@@ -114,12 +124,20 @@ def make_inputs(length: int) -> tuple[jax.Array, ...]:
             raise ValueError(f"--trained_run has inputs {found}, and the flags ask for {wanted}")
         return values
     keys = jax.random.split(jax.random.key(length), 5)
-    values = [jax.random.normal(key, shape, jnp.dtype(DTYPE.value))
-              for key, shape in zip(keys, input_shapes(length), strict=True)]
+    values = list(map(_normal, keys, input_shapes(length)))
     if _INPUTS.value == "walk":
         shared = jax.random.normal(jax.random.key(0), (1, -(-length // SHARING), *values[3].shape[2:]))
         values[3] += 2 * jnp.repeat(shared, SHARING, axis=1)[:, :length].astype(values[3].dtype)
     return *values[:3], *map(jax.nn.softplus, values[3:])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Random numbers [1, T, ...], drawn piece by piece: the generator's temporaries of 12 million would not fit."""
+    if shape[1] <= PIECE:
+        return jax.random.normal(key, shape, jnp.dtype(DTYPE.value))
+    drawn = jax.lax.map(lambda key: _normal(key, (1, PIECE, *shape[2:])), jax.random.split(key, -(-shape[1] // PIECE)))
+    return drawn.reshape(1, -1, *shape[2:])[:, : shape[1]]
 
 
 def arm_function(name: str):
@@ -194,7 +212,8 @@ def selective_error(values) -> float:
     out, selection = jax.jit(lambda *x: selective_attention(
         *x, config, implementation=implementation(), return_selection=True))(*values)
     exact = [x.astype(jnp.float32) for x in values]
-    rows = slice(-min(256, out.shape[1]), None)  # the last queries see the most; the reference holds T x S
+    # the last queries see the most; the reference holds T x S
+    rows = slice(-min(MAX_CHECKED, max(1, MAX_PAIRS // out.shape[1]), out.shape[1]), None)
     expected = jax.jit(lambda q, k, v, router_q, router_k, ids: selective_attention(
         q, k, v, router_q, router_k, config, selection=ids, implementation="reference"))(
             exact[0][:, rows], *exact[1:3], exact[3][:, rows], exact[4], selection[:, rows])
@@ -213,6 +232,12 @@ def choices(values) -> dict[str, jax.Array]:
 def stage_cost(name: str, stage: str, length: int) -> dict[str, float | None]:
     """What one call costs at a length."""
     return compiled_cost(stage_function(name, stage), *make_inputs(length), repeats=REPEATS.value)
+
+
+def decode_step(name: str, batch: int, length: int) -> dict[str, float | None]:
+    """What a decoding step of `batch` sequences costs with caches of a length."""
+    config = None if name == "dense" else arm(name).selection_config()
+    return decode_cost(length, batch, config, implementation())
 
 
 @functools.lru_cache(maxsize=1)
@@ -267,6 +292,8 @@ def check_flags() -> None:
       ValueError: for arms that cannot spend the budget.
     """
     check_numbers(_LENGTHS.value)
+    if any(not x.isdigit() or int(x) < 1 for x in _DECODE_BATCHES.value):
+        raise app.UsageError(f"--decode_batches must be positive integers, got {_DECODE_BATCHES.value}")
     if HEADS.value % KV_HEADS.value:
         raise app.UsageError(f"--num_heads must be a multiple of --num_kv_heads={KV_HEADS.value}, got {HEADS.value}")
     if _ESTIMATE_FOR.value:
@@ -291,7 +318,8 @@ def check_flags() -> None:
     if _PARTS.value and (jax.default_backend() != "gpu" or jax.devices()[0].compute_capability != CAPABILITY):
         raise app.UsageError(f"--parts needs a GPU of compute capability {CAPABILITY}, got {jax.devices()[0]}")
     for name in _MECHANISMS.value:
-        arm_function(name)
+        if name != FLASH:
+            arm_function(name)
 
 
 def main(argv: list[str]) -> None:
@@ -310,8 +338,12 @@ def main(argv: list[str]) -> None:
         print(f"selective against the float32 reference: relative error {error:.1e}")
         if _INPUTS.value == "trained":
             facts["choices"] = {length: jax.tree.map(float, choices(make_inputs(length))) for length in lengths}
-    cases = [Case(stage, name, None if name == "dense" else BUDGET.value, functools.partial(stage_cost, name, stage))
+    cases = [Case(stage, name, None if name in WITHOUT_BUDGET else BUDGET.value, functools.partial(
+                 *((flash_cost,) if name == FLASH else (stage_cost, name)), stage))
              for name in _MECHANISMS.value for stage in (STAGES if name in SELECTING else STAGES[1:])]
+    cases += [Case(f"decode_{batch}", name, None if name == "dense" else BUDGET.value,
+                   functools.partial(decode_step, name, int(batch)))
+              for batch in _DECODE_BATCHES.value for name in _MECHANISMS.value if name in DECODED]
     if _PARTS.value:
         cases += [Case(part, "selective", BUDGET.value, functools.partial(part_cost, part)) for part in PARTS]
     run(workdir, lengths, cases, METRICS, ["lengths", "implementation", "inputs", "trained_run", "layer"], **facts)

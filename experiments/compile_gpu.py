@@ -30,11 +30,11 @@ from subq_jax.kernels.gpu.backward_keys import backward_keys
 from subq_jax.kernels.gpu.backward_queries import backward_queries
 from subq_jax.kernels.gpu.choose import best_blocks
 from subq_jax.kernels.gpu.inverse import inverse_lists
-from subq_jax.kernels.gpu.lists import TokenLists, tile_lists
-from subq_jax.kernels.gpu.selective import MULTIPROCESSORS, PAIRS
-from subq_jax.kernels.gpu.tile import TILE, tokens_of_tile
+from subq_jax.kernels.gpu.lists import TokenLists, tile_blocks
+from subq_jax.kernels.gpu.selective import KEYS_BACKWARD, KEYS_FORWARD, MULTIPROCESSORS
+from subq_jax.kernels.gpu.warps import WarpTile, group_rows
 
-KERNELS = ("best_blocks", "tile_lists", "attend", "backward_queries", "backward_keys")
+KERNELS = ("best_blocks", "tile_blocks", "attend", "backward_queries", "backward_keys")
 SHAPES = {  # query heads of the KV head, head dimension, block size, selected blocks, type
     "16 heads": (16, 128, 64, 29, jnp.bfloat16), "16 heads, 8,192 visible": (16, 128, 64, 125, jnp.bfloat16),
     "8 heads": (8, 128, 64, 29, jnp.bfloat16), "blocks of 32": (8, 64, 32, 29, jnp.float16),
@@ -61,25 +61,25 @@ int cuGetErrorString(int e, const char **s) { *s = "error"; return 0; }
 def lower(kernel: str, shape: str) -> None:
     """Lowers one kernel, so that `mosaic.KNOWN_KERNELS` holds its module."""
     group, head_dim, block, chosen, dtype = SHAPES[shape]
-    tokens, slots, blocks = tokens_of_tile(group), chosen + SLOTS_BESIDE, LENGTH // block
+    rows_each, slots, blocks = group_rows(group), chosen + SLOTS_BESIDE, LENGTH // block
     array = lambda *s, dtype=dtype: jax.ShapeDtypeStruct((1, *s), dtype)
     number, index = jnp.float32, jnp.int32
-    rows, keys = array(LENGTH * (TILE // tokens), head_dim), array(LENGTH, head_dim)
+    rows, keys = array(LENGTH * rows_each, head_dim), array(LENGTH, head_dim)
     sums, offset = array(rows.shape[1], dtype=number), jax.ShapeDtypeStruct((1,), index)
-    of_tokens = TokenLists(array(LENGTH, slots, dtype=index), array(LENGTH, slots, dtype=number))
-    merge = lambda *lists: tile_lists(TokenLists(*lists), tokens, block, blocks, MULTIPROCESSORS)
-    tiles = jax.eval_shape(merge, *of_tokens)
-    invert = lambda *lists: inverse_lists(TokenLists(*lists), lists[1], blocks, block, PAIRS)
-    inverse = jax.eval_shape(invert, *of_tokens)
-    sizes = tokens, block, MULTIPROCESSORS
+    lists = TokenLists(array(LENGTH, slots, dtype=index), array(LENGTH, slots, dtype=number))
+    forward, backward = (WarpTile(rows_each, block, most) for most in (KEYS_FORWARD, KEYS_BACKWARD))
+    unite = lambda ids: tile_blocks(ids, forward, blocks, MULTIPROCESSORS)
+    of_tiles = jax.eval_shape(unite, lists.ids)
+    invert = lambda *lists: inverse_lists(TokenLists(*lists), lists[1], blocks, block, MULTIPROCESSORS)
+    inverse = jax.eval_shape(invert, *lists)
     function, arguments = {
         "best_blocks": (lambda *x: best_blocks(*x, chosen, MULTIPROCESSORS), (
             array(LENGTH, ROUTER_DIM), array(blocks, ROUTER_DIM), *[array(LENGTH, dtype=index)] * 2)),
-        "tile_lists": (merge, of_tokens),
-        "attend": (lambda *x: attend(*x, *sizes), (rows, keys, keys, tiles, offset)),
-        "backward_queries": (lambda *x: backward_queries(*x, *sizes), (
-            rows, rows, sums, sums, keys, keys, tiles, offset)),
-        "backward_keys": (lambda *x: backward_keys(*x, *sizes), (
+        "tile_blocks": (unite, (lists.ids,)),
+        "attend": (lambda *x: attend(*x, forward, MULTIPROCESSORS), (rows, keys, keys, lists, of_tiles, offset)),
+        "backward_queries": (lambda *x: backward_queries(*x, backward, MULTIPROCESSORS), (
+            rows, rows, sums, sums, keys, keys, lists, of_tiles, offset)),
+        "backward_keys": (lambda *x: backward_keys(*x, rows_each, block, MULTIPROCESSORS), (
             rows, rows, sums, sums, array(LENGTH, ROUTER_DIM), keys, keys, inverse, offset)),
     }[kernel]
     jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))

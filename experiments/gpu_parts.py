@@ -12,9 +12,17 @@ from subq_jax.kernels.gpu.attend import attend
 from subq_jax.kernels.gpu.backward_keys import backward_keys
 from subq_jax.kernels.gpu.backward_queries import backward_queries
 from subq_jax.kernels.gpu.inverse import inverse_lists
-from subq_jax.kernels.gpu.selective import MULTIPROCESSORS, PAIRS, Tiles, choose_flat, lay_out
-from subq_jax.kernels.gpu.tile import HALF, STEP_KEYS, TILE, tokens_of_tile
-from subq_jax.kernels.xla.layout import fold_keys, whole_rows
+from subq_jax.kernels.gpu.selective import (
+    KEYS_BACKWARD,
+    KEYS_FORWARD,
+    MULTIPROCESSORS,
+    Tiles,
+    a_tile_at_least,
+    choose_flat,
+    lay_out,
+    tile_shape,
+)
+from subq_jax.kernels.xla.layout import fold_keys
 from subq_jax.kernels.xla.tile import row_delta
 from subq_jax.selection.tree import build_tree
 from subq_jax.selection.visibility import candidate_range
@@ -40,13 +48,12 @@ def gpu_parts(values: tuple[jax.Array, ...], config: SelectionConfig, *, uniform
         in place of the router's choice. The choice is timed all the same.
 
     Returns:
-      the parts by name, those of `PARTS`. `visited_flops` of attention counts two products of the 128 rows of every
-      tile with all keys on its list, `worked_flops` of each 64 rows with those of the steps that they take;
-      `union` is the blocks on a tile's list over those of one of its tokens.
+      the parts by name, those of `PARTS`. `worked_flops` of attention counts two products of a token's rows with all
+      keys of its blocks; `union` is the blocks that a tile of `tile_tokens` reads over those of one of its tokens.
     """
     q, k, v, router_q, router_k = values
-    tokens, block = tokens_of_tile(q.shape[2] // k.shape[2]), config.block_size
-    sizes = tokens, block, MULTIPROCESSORS
+    heads, block = q.shape[2] // k.shape[2], config.block_size
+    shapes = [tile_shape(heads, config, most) for most in (KEYS_FORWARD, KEYS_BACKWARD)]
     place, present = locate(q, k, None, None, None, block)
 
     pool = lambda router_k: build_tree(router_k, config).levels[0]
@@ -57,35 +64,31 @@ def gpu_parts(values: tuple[jax.Array, ...], config: SelectionConfig, *, uniform
         chosen = uniform_choice(*candidate_range(place, config), config.num_blocks, k.shape[2])
         scores = jnp.zeros(chosen.shape)
 
-    lay = lambda *x: lay_out(config, *x, place, present)[:-1]
-    tiles = Tiles(*jax.jit(lay)(q, k, v, chosen, scores), tokens)
-    lists, offset = tiles.of_tiles, tiles.offset
-    listed = (tiles.of_tokens.ids >= 0).sum(dtype=jnp.float32) / tokens
-    product = 2 * q.shape[3]
-    facts = {"union": float(lists.entries.sum(dtype=jnp.float32) / listed),
-             "visited_flops": float(2 * product * TILE * block * lists.entries.sum(dtype=jnp.float32)),
-             "worked_flops": float(
-                 2 * product * HALF * max(block, STEP_KEYS) * lists.steps.sum(dtype=jnp.float32))}
+    lay = lambda *x: lay_out(config, *x, place, present)
+    tiles = Tiles(*jax.jit(lay)(q, k, v, chosen, scores))
+    listed = (tiles.lists.ids >= 0).sum(dtype=jnp.float32)
+    entries, tokens = tiles.blocks.entries, shapes[0].tokens
+    facts = {"union": float(entries.sum(dtype=jnp.float32) / listed * tokens), "tile_tokens": float(tokens),
+             "worked_flops": float(4 * q.shape[3] * shapes[0].group * block * listed)}
 
-    forward = lambda q, k, v, lists, offset: attend(q, k, v, lists, offset, *sizes)
-    arguments = tiles.q, tiles.k, tiles.v, lists, offset
-    out, lse = jax.jit(forward)(*arguments)
+    forward = lambda *x: attend(*x, shape=shapes[0], ctas=MULTIPROCESSORS)
+    out, lse = jax.jit(forward)(*tiles)
     delta = jax.jit(row_delta)(out, out)
-    backward = lambda *x: backward_queries(*x, *sizes)
-    weights = jnp.zeros(tiles.of_tokens.ids.shape)
-    invert = lambda of_tokens, weights: inverse_lists(of_tokens, weights, tiles.k.shape[1] // block, block, PAIRS)
-    inverse = jax.jit(invert)(tiles.of_tokens, weights)
-    backward_inverse = lambda *x: backward_keys(*x, *sizes)
-    rows = whole_rows(fold_keys(router_q), tokens)
+    backward = lambda *x: backward_queries(*x, shape=shapes[1], ctas=MULTIPROCESSORS)
+    weights = jnp.zeros(tiles.lists.ids.shape)
+    invert = lambda lists, weights: inverse_lists(lists, weights, tiles.k.shape[1] // block, block, MULTIPROCESSORS)
+    inverse = jax.jit(invert)(tiles.lists, weights)
+    backward_inverse = lambda *x: backward_keys(*x, shapes[0].group, block, MULTIPROCESSORS)
+    rows = a_tile_at_least(fold_keys(router_q), shapes[0])
     return {
         "summaries": Part(pool, (router_k,), {}),
         "choice": Part(choose, (router_q, summaries), {}),
         "lists": Part(lay, (q, k, v, chosen, scores), {}),
-        "attention": Part(forward, arguments, facts),
-        "backward_queries": Part(backward, (tiles.q, out, lse, delta, tiles.k, tiles.v, lists, offset), {}),
-        "inverse": Part(invert, (tiles.of_tokens, weights), {}),
+        "attention": Part(forward, tuple(tiles), facts),
+        "backward_queries": Part(backward, (tiles.q, out, lse, delta, *tiles[1:]), {}),
+        "inverse": Part(invert, (tiles.lists, weights), {}),
         "backward_keys": Part(
-            backward_inverse, (tiles.q, out, lse, delta, rows, tiles.k, tiles.v, inverse, offset), {}),
+            backward_inverse, (tiles.q, out, lse, delta, rows, tiles.k, tiles.v, inverse, tiles.offset), {}),
     }
 
 

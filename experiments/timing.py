@@ -19,6 +19,7 @@ def compiled_cost(function, *arguments, repeats: int, carried: bool = False) -> 
     compiled = jax.jit(function, donate_argnums=0 if carried else ()).lower(*arguments).compile()
     seconds = []
     for _ in range(1 + repeats):
+        result = None  # frees the last one: there may be room for one only
         start = time.perf_counter()
         result = jax.block_until_ready(compiled(*arguments))
         seconds.append(time.perf_counter() - start)

@@ -16,8 +16,8 @@ Inside kernels also:
 
     X   rows of a kernel, B * K      m   query tokens of a tile
     J   blocks listed for a query    E   (query, block) entries of a tile
-    W   tiles of a step              P   places of all tiles together, or query tokens rounded up to whole tiles
-    L   lanes of a query's line
+    W   tiles of a step              P   places of all tiles together, or query tokens filled up: to whole tiles, on
+    L   lanes of a query's line          a GPU to one at least; G is filled up to 8, 16 or 32 in rows of its kernels
 
 The aliases carry shapes for the reader and for jaxtyping's run-time checkers. On an accelerator image without
 jaxtyping they fall back to `jax.Array`, so that attention, selection, kernels and model need jax and flax only.

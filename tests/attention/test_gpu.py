@@ -14,10 +14,12 @@ import pytest
 from problems import arrays
 
 from subq_jax import SelectionConfig, selective_attention
+from subq_jax.kernels.gpu import inverse as gpu_inverse
 from subq_jax.kernels.gpu.inverse import inverse_lists
 from subq_jax.kernels.gpu.limits import unsupported
 from subq_jax.kernels.gpu.lists import TokenLists
-from subq_jax.kernels.gpu.tile import tokens_of_tile
+from subq_jax.kernels.gpu.selective import zero_sum
+from subq_jax.kernels.gpu.warps import WarpTile, group_rows
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.tree import SummaryTree
 
@@ -26,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize("problem", ["packed_documents", *(
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("one_head_for_all", "large_blocks", "middle_blocks", "parts", "long_streams"))])
+    for name in ("one_head_for_all", "large_blocks", "middle_blocks", "shared_tokens", "few_blocks", "closed_gates",
+                 "parts", "long_streams"))])
 def test_the_kernels_equal_the_reference(problem):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NPROC": "16"}
     command = [sys.executable, str(Path(__file__).with_name("simulated_gpu.py")), problem]
@@ -99,13 +102,29 @@ def test_more_pairs_than_int32_numbers_are_not_taken():
     assert reason(2048) == "queries times the blocks that each sees must be at most 2146435072, got 2178940928"
 
 
-def test_pieces_behind_the_last_one_are_empty_however_large_pieces_are():
+def test_pieces_behind_the_last_one_are_empty_however_large_pieces_are(monkeypatch):
+    monkeypatch.setattr(gpu_inverse, "MIN_PIECE", 1 << 30)
+    monkeypatch.setattr(gpu_inverse, "MAX_PIECE", 1 << 30)
     ids = jnp.array([[[2, 0], [2, 1], [0, -1], [2, -1]]])
-    inverse = inverse_lists(TokenLists(ids, jnp.zeros(ids.shape)), jnp.zeros(ids.shape), 3, 32, 1 << 30)
+    inverse = inverse_lists(TokenLists(ids, jnp.zeros(ids.shape)), jnp.zeros(ids.shape), 3, 32, 132)
     np.testing.assert_array_equal(inverse.pieces[0], [[0, 0, 2, 2], [1, 2, 3, 3], [2, 3, 6, 6]])
-    few = inverse_lists(TokenLists(ids[:, 2:3], jnp.zeros((1, 1, 2))), jnp.zeros((1, 1, 2)), 5, 32, 1 << 30)
+    few = inverse_lists(TokenLists(ids[:, 2:3], jnp.zeros((1, 1, 2))), jnp.zeros((1, 1, 2)), 5, 32, 132)
     np.testing.assert_array_equal(few.pieces[0, 0], [0, 0, 1, 1])
     np.testing.assert_array_equal(few.pieces[0, 1:, 1:], np.ones((4, 3)))
+
+
+@pytest.mark.parametrize(("length", "largest"), [(512, 512), (1 << 13, 512), (1 << 16, 2048), (1 << 20, 4096)])
+def test_short_contexts_are_cut_into_smaller_pieces(length, largest):
+    ids = jax.ShapeDtypeStruct((1, length, 32), jnp.int32)
+    gates = jax.ShapeDtypeStruct(ids.shape, jnp.float32)
+    invert = lambda ids, gates: inverse_lists(TokenLists(ids, gates), gates, 1, 64, 132).pieces
+    assert jax.eval_shape(invert, ids, gates).shape == (1, 1 + length * 32 // largest, 4)
+
+
+def test_gradients_of_a_tokens_gates_add_up_to_zero():
+    d_gates = jnp.array([[[1.0, 3.0, -2.0, jnp.nan], [1.0, 2.0, 3.0, 4.0]]])
+    ids = jnp.array([[[9, 4, 1, -1], [-1] * 4]])
+    np.testing.assert_allclose(zero_sum(d_gates, ids), [[[2 / 3, 2, -8 / 3, 0], [0, 0, 0, 0]]], rtol=1e-6)
 
 
 def test_other_sizes_run_as_xla_and_say_why():
@@ -118,6 +137,13 @@ def test_other_sizes_run_as_xla_and_say_why():
     np.testing.assert_array_equal(out, run("xla"))
 
 
-@pytest.mark.parametrize(("group", "tokens"), [(1, 16), (7, 16), (8, 16), (9, 8), (16, 8), (32, 4)])
-def test_tiles_hold_whole_tokens(group, tokens):
-    assert tokens_of_tile(group) == tokens
+@pytest.mark.parametrize(("heads", "tokens", "own", "shares"), [
+    (1, 24, 2, 1), (7, 24, 2, 1), (8, 24, 2, 1), (9, 12, 1, 1), (16, 12, 1, 1), (32, 6, 1, 2)])
+def test_tiles_hold_whole_tokens(heads, tokens, own, shares):
+    tile = WarpTile(group_rows(heads), 64, 64)
+    assert (tile.tokens, tile.own, tile.shares) == (tokens, own, shares)
+
+
+def test_the_last_tile_repeats_tokens_in_place_of_reaching_beyond_the_end():
+    tile = WarpTile(16, 64, 64)
+    assert [int(tile.start(i, 30)) for i in range(3)] == [0, 12, 18]

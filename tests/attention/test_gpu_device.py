@@ -44,6 +44,18 @@ def test_the_kernels_equal_the_reference(case, gate):
         assert error(grad, wanted) < 2e-2, name
 
 
+@pytest.mark.parametrize("scale", [0.05, -0.5])
+def test_gradients_of_the_router_where_gates_are_closed(scale):
+    config = SelectionConfig(block_size=64, num_blocks=13, local_blocks=2, sink_blocks=1)
+    values = arrays(5, 1, 512, 2048, 1, 16, head_dim=128, router_dim=64, dtype=jnp.bfloat16)
+    values = (*values[:3], values[3] * scale, values[4])
+    _, chosen, grads = value_and_grads(values, config, "gpu", True)
+    exact = tuple(x.astype(jnp.float32) for x in values)
+    _, _, expected = value_and_grads(exact, config, "reference", True, selection=chosen)
+    for grad, wanted in zip(grads[3:], expected[3:], strict=True):
+        assert error(grad, wanted) < 2e-2
+
+
 def error(actual, expected) -> float:
     """Norm of the difference over that of what is expected; 0 where both are 0."""
     difference = jnp.linalg.norm((actual.astype(jnp.float32) - expected).ravel())

@@ -37,9 +37,21 @@ def test_a_tree_is_timed_and_the_quadratic_arm_is_left_out_in_time(tmp_path):
     assert [row["length"] for row in read_rows(tmp_path / "results.jsonl")] == [64, 64]
 
 
+def test_decoding_steps_are_timed_and_what_is_not_installed_is_left_out(tmp_path):
+    done = benchmark(tmp_path, "--lengths=128", "--mechanisms=dense,selective,flash_attention_2",
+                     "--decode_batches=1,2", "--fanouts=2,2", "--beam_width=2")
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in read_rows(tmp_path / "results.jsonl") if row["task"].startswith("decode")]
+    assert [(row["task"], row["mechanism"], row["batch"]) for row in rows] == [
+        ("decode_1", "dense", 1), ("decode_1", "selective", 1), ("decode_2", "dense", 2), ("decode_2", "selective", 2)]
+    assert all(0 < row["seconds"] < 1 for row in rows)
+    assert re.search("flash_attention_2 forward at 128: left out, PyTorch (is not installed|sees no GPU)", done.stdout)
+
+
 @pytest.mark.parametrize(("flag", "message"), [
     ("--lengths=64,x", "--lengths must be positive integers"),
     ("--mechanisms=lsh", "mechanism must be one of"),
+    ("--decode_batches=1,x", "--decode_batches must be positive integers"),
     ("--fanouts=2,x", "--fanouts must be integers"),
     ("--fanouts=1", "fanouts must be an integer >= 2, got 1"),
     ("--parts", "--parts needs a GPU of compute capability 9.0"),

@@ -14,6 +14,7 @@ place: pieces of a block's tokens, and both warpgroups, leave partial sums that 
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,29 +24,38 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu import tensor_core
 from subq_jax.kernels.gpu.inverse import InverseLists
-from subq_jax.kernels.gpu.tensor_core import ACC, COLUMNS, ROWS
-from subq_jax.kernels.gpu.tile import (
+from subq_jax.kernels.gpu.persistent import (
     HALF,
     LOG2E,
     PRODUCER,
     REGISTERS,
     UNSEEN,
     WORKERS,
-    TileShape,
     constant,
     drain,
     for_each_item,
     launch,
     matrix,
-    spread,
-    token_masks,
 )
+from subq_jax.kernels.gpu.tensor_core import ACC, COLUMNS, ROWS
 
 STAGES = 4  # steps in shared memory
 LINE = 32  # float32 numbers in 128 bytes, where a copy into shared memory may begin
 
 
-def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, offset, tokens: int, block: int,
+class BlockShape(NamedTuple):
+    """Static sizes."""
+
+    group: int  # rows of a token
+    block: int  # positions
+
+    @property
+    def parts(self) -> int:
+        """Products that hold a block's positions."""
+        return max(1, self.block // HALF)
+
+
+def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, offset, group: int, block: int,
                   ctas: int):
     """Gradients along the inverse lists.
 
@@ -56,7 +66,7 @@ def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, o
       k, v: [X, S, H]; S is a multiple of `block`.
       inverse: the tokens of every block; `weights` are the gradients of its scores.
       offset: int32 [X], position of the first token.
-      tokens: of a tile of 128 rows.
+      group: rows of a token.
       block: positions of a block.
       ctas: blocks of threads, one for each multiprocessor.
 
@@ -65,7 +75,7 @@ def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, o
       weights, float32 [X, NB, R].
     """
     (count, length, head_dim), width, blocks = k.shape, router_q.shape[2], k.shape[1] // block
-    shape = TileShape(tokens, block, HALF)
+    shape = BlockShape(group, block)
     pieces = inverse.pieces.shape[1]
     if block < HALF:  # a product has 64 rows: the next block's positions fill it up and take no part
         k, v = (jnp.pad(x, ((0, 0), (0, HALF - block), (0, 0))) for x in (k, v))
@@ -90,7 +100,7 @@ def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, o
                  offset)
     busy = min(ctas, count * pieces)
     kernel = functools.partial(_kernel, shape=shape, ctas=busy)  # nobody writes into shared memory but copies
-    parts = launch(kernel, results, scratch, busy, arguments, automatic_barriers=False)
+    parts = launch(kernel, results, scratch, busy, arguments)
     dk, dv, side = _add_pieces(parts, inverse.first, shape.parts, q.dtype, min(ctas, count * blocks))
     join = lambda x: x.reshape(count, blocks, -1, head_dim)[:, :, :block].reshape(count, length, head_dim)
     return join(dk), join(dv), side
@@ -98,7 +108,7 @@ def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, o
 
 def _kernel(q, d_out, stats, router_q, k, v, tokens, gates, weights, pieces, offset, dk_out, dv_out, side_out, *,
             k_buffer, v_buffer, q_ring, d_out_ring, stats_ring, router_ring, block_full, block_free, full, free,
-            shape: TileShape, ctas: int):
+            shape: BlockShape, ctas: int):
     warpgroup = lax.axis_index("warpgroup")
     (head_dim, width), group, step_tokens = (q.shape[2], router_q.shape[2]), shape.group, HALF // shape.group
     every = WORKERS if shape.parts == 1 else 1  # of how many steps a warpgroup takes one
@@ -109,7 +119,7 @@ def _kernel(q, d_out, stats, router_q, k, v, tokens, gates, weights, pieces, off
     def _():
         plgpu.set_max_registers(REGISTERS[0], action="increase")
         mine, turn = (warpgroup, jnp.int32(0)) if every == 1 else (jnp.int32(0), warpgroup)
-        masks = token_masks(shape, plgpu.broadcasted_iota(jnp.int32, (HALF,), 0, layout=COLUMNS))
+        masks = _token_masks(group, plgpu.broadcasted_iota(jnp.int32, (HALF,), 0, layout=COLUMNS))
         row = plgpu.broadcasted_iota(jnp.int32, (HALF, HALF), 0, layout=ACC) + mine * HALF
         of_rows = lambda slot, token, which: plgpu.load(
             stats_ring.at[slot, token, pl.ds(which * group, group)], layout=COLUMNS, optimized=False)
@@ -134,11 +144,11 @@ def _kernel(q, d_out, stats, router_q, k, v, tokens, gates, weights, pieces, off
                     k_buffer.at[mine], q_ring.at[slot], v_buffer.at[mine], d_out_ring.at[slot])
                 sums, deltas = (lax.concatenate([of_rows(slot, j, which) for j in range(step_tokens)], 0)
                                 for which in range(2))
-                weight = jnp.exp2(logits * scale - down(sums * LOG2E - spread(masks, gate)))
+                weight = jnp.exp2(logits * scale - down(sums * LOG2E - _spread(masks, gate)))
                 if at_edge:
                     first = offset[x] - block * shape.block
                     last = [jnp.clip(tokens[x, e] + first, -1, shape.block - 1).astype(jnp.float32) for e in at]
-                    weight = jnp.where(row.astype(jnp.float32) <= down(spread(masks, last)), weight, 0.0)
+                    weight = jnp.where(row.astype(jnp.float32) <= down(_spread(masks, last)), weight, 0.0)
                 d_logits = weight * (d_weights - down(deltas))
                 dv, dk = tensor_core.add_two_products(
                     dv, weight.astype(q.dtype), d_out_ring.at[slot], dk, d_logits.astype(q.dtype), q_ring.at[slot])
@@ -238,3 +248,17 @@ def _add_pieces(parts, first, halves: int, dtype, ctas: int):
     return plgpu.kernel(
         kernel, out_type=[of_block, of_block, jax.ShapeDtypeStruct((rows, blocks, width), jnp.float32)], grid=(ctas,),
         grid_names=("cta",))(*parts, first)
+
+
+def _token_masks(group: int, iota):
+    """1.0 where a row (or column) belongs to the j-th token of a warpgroup's 64 rows, for every j."""
+    owns = lambda j: (iota >= j * group) & (iota < (j + 1) * group)
+    return [jnp.where(owns(j), jnp.float32(1), jnp.float32(0)) for j in range(HALF // group)]
+
+
+def _spread(masks, numbers):
+    """One number for each token -> one for each of the rows that `masks` belong to."""
+    total = masks[0] * numbers[0]
+    for mask, number in zip(masks[1:], numbers[1:], strict=True):
+        total = total + mask * number
+    return total

@@ -29,8 +29,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu import tensor_core
-from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
-from subq_jax.kernels.gpu.tile import (
+from subq_jax.kernels.gpu.persistent import (
     HALF,
     PRODUCER,
     REGISTERS,
@@ -42,6 +41,7 @@ from subq_jax.kernels.gpu.tile import (
     launch,
     matrix,
 )
+from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
 from subq_jax.selection.summaries import score_scale
 
 QUERIES = HALF * WORKERS  # of a block of threads
@@ -83,7 +83,7 @@ def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
     results = [jax.ShapeDtypeStruct((rows, padded, held), dtype) for dtype in (jnp.int32, jnp.float32)]
     arguments = router_q, summaries, low, high, _spans(low, high, tile, summaries.shape[1])
     kernel = functools.partial(_kernel, tile=tile, count=count, ctas=ctas)
-    return launch(kernel, results, scratch, ctas, arguments, automatic_barriers=False)
+    return launch(kernel, results, scratch, ctas, arguments)
 
 
 def tile_of(count: int) -> int:

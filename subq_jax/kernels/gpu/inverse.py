@@ -1,11 +1,15 @@
 """Which tokens see a block: the inverse of the tokens' lists, cut into pieces of bounded work."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from subq_jax.kernels.gpu.lists import TokenLists
+
+MIN_PIECE, MAX_PIECE = 512, 4096  # pairs of a full piece
+PIECES_EACH = 4  # of a block of threads at least, where pieces hold more than the least
 
 
 class InverseLists(NamedTuple):
@@ -23,27 +27,32 @@ class InverseLists(NamedTuple):
     first: jax.Array
 
 
-def inverse_lists(lists: TokenLists, weights, num_blocks: int, block: int, most: int) -> InverseLists:
+def inverse_lists(lists: TokenLists, weights, num_blocks: int, block: int, ctas: int) -> InverseLists:
     """Sorts the pairs of a token and a block it sees by block.
+
+    A block that every token sees is many pieces, so that none dominates; short contexts are cut into smaller ones, so
+    that all blocks of threads have some.
 
     Args:
       lists: what every token sees.
       weights: float32 [X, P, J], any number for each of them, carried along.
       num_blocks: blocks that there are.
       block: positions of a block.
-      most: pairs of a piece. A block that every token sees is many pieces, so that none dominates.
+      ctas: blocks of threads that share the pieces.
     """
     rows, padded, slots = lists.ids.shape
+    most = min(1 << max(MIN_PIECE, lists.ids.size // (PIECES_EACH * ctas)).bit_length() - 1, MAX_PIECE)
     flat = lambda x: x.reshape(rows, padded * slots)
     pairs = jnp.broadcast_to(jnp.arange(padded * slots, dtype=jnp.int32)[None], (rows, padded * slots))
     key, pairs = jax.lax.sort(
         (flat(jnp.where(lists.ids < 0, num_blocks, lists.ids)), pairs), num_keys=1, is_stable=True)
-    bounds = jax.vmap(lambda key: jnp.searchsorted(key, jnp.arange(num_blocks + 1)))(key).astype(jnp.int32)
+    search = functools.partial(jnp.searchsorted, method="scan_unrolled")  # one program, not one for every halving
+    bounds = jax.vmap(lambda key: search(key, jnp.arange(num_blocks + 1)))(key).astype(jnp.int32)
     begin, end = bounds[:, :-1], bounds[:, 1:]
     first = jnp.pad(jnp.cumsum(-(-(end - begin) // most), axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
 
     number = jnp.arange(num_blocks + padded * slots // most, dtype=jnp.int32)
-    owner = jax.vmap(lambda first: jnp.searchsorted(first, number, side="right"))(first).astype(jnp.int32) - 1
+    owner = jax.vmap(lambda first: search(first, number, side="right"))(first).astype(jnp.int32) - 1
     owner = jnp.minimum(owner, num_blocks - 1)
     of_owner = lambda x: jnp.take_along_axis(x, owner, axis=1)
     last = of_owner(end)

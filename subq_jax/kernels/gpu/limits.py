@@ -7,7 +7,7 @@ from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 
 BLOCK_SIZES, HEAD_DIMS, MAX_ROUTER_DIM = (32, 64, 128), (64, 128), 256
-MAX_GROUP = 32  # so that a tile has 4 tokens, whose gates for a block are 16 bytes: a copy takes no less
+MAX_GROUP = 32  # rows of a token: two warps' products, half the rows of a step along keys
 MAX_CHOSEN = 128  # blocks of a query: their ids and scores are held in registers
 CAPABILITY = "9.0"  # Hopper: the kernels use instructions that neither older nor newer chips have
 MAX_PAIRS = 2**31 - 2**20  # of a token and a block it sees: int32 numbers them

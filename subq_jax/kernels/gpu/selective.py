@@ -3,7 +3,7 @@
 Prefill and training run the kernels of this folder. Plain XLA does what it does as well: pooling the summaries (one
 pass over the router's keys), the search of a tree, sorting the inverse lists, and the few queries of a decoding step,
 which gather what they see. The backward pass makes the lists again from the saved selection and recomputes every weight
-from the saved log-sum-exps: queries and gates along the tiles' lists, keys, values and summaries along the inverse.
+from the saved log-sum-exps: queries and gates along the tokens' lists, keys, values and summaries along the inverse.
 """
 
 import functools
@@ -20,8 +20,8 @@ from subq_jax.kernels.gpu.backward_queries import backward_queries
 from subq_jax.kernels.gpu.choose import QUERIES, best_blocks, tile_of
 from subq_jax.kernels.gpu.inverse import inverse_lists
 from subq_jax.kernels.gpu.limits import unsupported
-from subq_jax.kernels.gpu.lists import TileLists, TokenLists, gates_of_tokens, tile_lists, token_lists
-from subq_jax.kernels.gpu.tile import TILE, tokens_of_tile
+from subq_jax.kernels.gpu.lists import TileBlocks, TokenLists, tile_blocks, token_lists
+from subq_jax.kernels.gpu.warps import WarpTile, group_rows
 from subq_jax.kernels.xla.layout import (
     fold,
     fold_keys,
@@ -39,7 +39,7 @@ from subq_jax.selection.summaries import score_scale
 from subq_jax.selection.visibility import QueryPlace, candidate_range, clear_absent_keys
 
 MULTIPROCESSORS = 132  # of an H100 or H200
-PAIRS = 4096  # of a token and a block, that one piece of work adds up for the block
+KEYS_FORWARD, KEYS_BACKWARD = 64, 32  # positions of a step: what registers hold beside a warp's sums
 
 
 def gpu_selective_attention(
@@ -76,7 +76,11 @@ def _ascending(chosen):
 
 
 def choose_flat(router_q, summaries, place: QueryPlace, config: SelectionConfig):
-    """The flat choice, int32 [X, T, M] descending and then -1, and its scores float32 [X, T, M]."""
+    """The flat choice of router_q [B, T, K, R] among summaries [B, K, NB, R], no tree.
+
+    Returns:
+      block ids int32 [X, T, M], descending and then -1, and their scores float32 [X, T, M].
+    """
     queries, kv_heads = router_q.shape[1:3]
     low, high = (repeat_heads(x[..., 0], kv_heads) for x in candidate_range(place, config))
     summaries = whole_rows(fold(summaries.astype(router_q.dtype)), tile_of(config.num_blocks))
@@ -89,36 +93,54 @@ def choose_flat(router_q, summaries, place: QueryPlace, config: SelectionConfig)
 class Tiles(NamedTuple):
     """The arguments that the kernels of attention share."""
 
-    q: jax.Array  # rows [X, P * G, H] of whole tiles
+    q: jax.Array  # rows [X, P * G, H], see `token_rows`
     k: jax.Array  # [X, S, H], whole blocks
     v: jax.Array
-    of_tokens: TokenLists
-    of_tiles: TileLists
-    offset: jax.Array
-    tokens: int  # of a tile
+    lists: TokenLists
+    blocks: TileBlocks
+    offset: jax.Array  # int32 [X], position of the first token
+
+
+def tile_shape(heads: int, config: SelectionConfig, most: int) -> WarpTile:
+    """The tiles of so many query heads of a KV head, with steps of `most` positions."""
+    return WarpTile(group_rows(heads), config.block_size, most)
 
 
 def lay_out(config: SelectionConfig, q, k, v, chosen, scores, place: QueryPlace, present) -> Tiles:
+    """What the kernels along the lists read.
+
+    Args:
+      config: of the blocks.
+      q, k, v: [B, T, N, H], [B, S, K, H] twice.
+      chosen: int32 [X, T, M], block ids descending, then -1.
+      scores: float32 [X, T, M], their gates.
+      place: where the queries stand; fields [B, T].
+      present: bool [B, S], which keys exist, or None for all.
+    """
     kv_heads, size = k.shape[2], config.block_size
-    tokens = tokens_of_tile(q.shape[2] // kv_heads)
-    chosen, scores = (whole_rows(x, tokens, fill) for x, fill in ((chosen, -1), (scores, 0)))
-    of_tokens = token_lists(chosen, scores, jax.tree.map(lambda x: whole_rows(x, tokens), place), config, kv_heads)
+    shape = tile_shape(q.shape[2] // kv_heads, config, size)  # lists and rows do not depend on a step's positions
+    whole = lambda x, fill=0: a_tile_at_least(x, shape, fill)
+    lists = token_lists(whole(chosen, -1), whole(scores), jax.tree.map(whole, place), config, kv_heads)
     k, v = (whole_rows(fold_keys(clear_absent_keys(x, present)), size) for x in (k, v))
-    of_tiles = tile_lists(of_tokens, tokens, size, k.shape[1] // size, MULTIPROCESSORS)
-    offset = repeat_heads(place.position[:, 0], kv_heads)
-    return Tiles(tile_rows(q, kv_heads, tokens), k, v, of_tokens, of_tiles, offset, tokens)
+    blocks = tile_blocks(lists.ids, shape, k.shape[1] // size, MULTIPROCESSORS)
+    return Tiles(token_rows(q, kv_heads, shape), k, v, lists, blocks, repeat_heads(place.position[:, 0], kv_heads))
 
 
-def tile_rows(q, kv_heads: int, tokens: int):
-    """Queries as rows of whole tiles, groups filled up: [X, P * G, H]."""
-    q = whole_rows(fold_queries(q, kv_heads), tokens)
-    q = jnp.pad(q, ((0, 0), (0, 0), (0, TILE // tokens - q.shape[2]), (0, 0)))
+def a_tile_at_least(x, shape: WarpTile, fill=0):
+    """[X, T, ...] -> [X, P, ...]: filled up where T is less than a tile's tokens."""
+    return whole_rows(x, max(x.shape[1], shape.tokens), fill)
+
+
+def token_rows(q, kv_heads: int, shape: WarpTile):
+    """Queries as rows, token by token, groups filled up: [X, P * G, H]."""
+    q = a_tile_at_least(fold_queries(q, kv_heads), shape)
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, shape.group - q.shape[2]), (0, 0)))
     return q.reshape(q.shape[0], -1, q.shape[3])
 
 
-def _from_rows(rows, like, kv_heads: int, tokens: int):
-    """The inverse of `tile_rows`: [B, T, N, H]."""
-    rows = rows.reshape(rows.shape[0], -1, TILE // tokens, rows.shape[2])
+def _from_rows(rows, like, kv_heads: int, shape: WarpTile):
+    """The inverse of `token_rows`: [B, T, N, H]."""
+    rows = rows.reshape(rows.shape[0], -1, shape.group, rows.shape[2])
     return unfold_queries(rows[:, : like.shape[1], : like.shape[2] // kv_heads], like.shape[0])
 
 
@@ -128,37 +150,52 @@ def _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place, p
 
 
 def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
-    tiles = lay_out(config, q, k, v, chosen, scores, place, present)
-    out, lse = attend(
-        tiles.q, tiles.k, tiles.v, tiles.of_tiles, tiles.offset, tiles.tokens, config.block_size, MULTIPROCESSORS)
-    out = _from_rows(out, q, k.shape[2], tiles.tokens)
+    shape = tile_shape(q.shape[2] // k.shape[2], config, KEYS_FORWARD)
+    out, lse = attend(*lay_out(config, q, k, v, chosen, scores, place, present), shape=shape, ctas=MULTIPROCESSORS)
+    out = _from_rows(out, q, k.shape[2], shape)
     return out, (q, k, v, router_q, summaries, chosen, scores, place, present, out, lse)
 
 
 def _attend_backward(config, gate, residuals, d_out):
     q, k, v, router_q, summaries, chosen, scores, place, present, out, lse = residuals
     (batch, length, kv_heads), queries, size = k.shape[:3], q.shape[1], config.block_size
+    shape = tile_shape(q.shape[2] // kv_heads, config, KEYS_BACKWARD)
     tiles = lay_out(config, q, k, v, chosen, scores, place, present)
-    d_rows, out = (tile_rows(x, kv_heads, tiles.tokens) for x in (d_out, out))
-    delta = row_delta(d_rows, out)
-    shared = tiles.offset, tiles.tokens, size, MULTIPROCESSORS
-    dq, d_gates = backward_queries(tiles.q, d_rows, lse, delta, tiles.k, tiles.v, tiles.of_tiles, *shared)
+    d_rows = token_rows(d_out, kv_heads, shape)
+    delta = token_rows(row_delta(d_out, out)[..., None], kv_heads, shape)[..., 0]
+    dq, d_gates = backward_queries(
+        tiles.q, d_rows, lse, delta, *tiles[1:], shape=shape, ctas=MULTIPROCESSORS)
 
     slots = slice(config.local_blocks, config.local_blocks + config.num_blocks)
-    d_scores = gates_of_tokens(d_gates, tiles.of_tiles.at, tiles.tokens)[:, :queries, slots]
+    d_scores = zero_sum(d_gates, tiles.lists.ids)[:, :queries, slots]
     d_scores = jnp.where(chosen >= 0, d_scores, 0.0) if gate else jnp.zeros(chosen.shape)
-    weights = jnp.zeros(tiles.of_tokens.ids.shape).at[:, :queries, slots].set(d_scores)
-    inverse = inverse_lists(tiles.of_tokens, weights, tiles.k.shape[1] // size, size, PAIRS)
+    weights = jnp.zeros(tiles.lists.ids.shape).at[:, :queries, slots].set(d_scores)
+    inverse = inverse_lists(tiles.lists, weights, tiles.k.shape[1] // size, size, MULTIPROCESSORS)
     dk, dv, side = backward_keys(
-        tiles.q, d_rows, lse, delta, whole_rows(fold_keys(router_q), tiles.tokens), tiles.k, tiles.v, inverse, *shared)
+        tiles.q, d_rows, lse, delta, a_tile_at_least(fold_keys(router_q), shape), tiles.k, tiles.v, inverse,
+        tiles.offset, shape.group, size, MULTIPROCESSORS)
 
-    dq = _from_rows(dq, q, kv_heads, tiles.tokens)
+    dq = _from_rows(dq, q, kv_heads, shape)
     dk, dv = (unfold_keys(x[:, :length], batch) for x in (dk, dv))
     scale = score_scale(router_q.shape[-1])
     d_summaries = (side.reshape(summaries.shape) * scale).astype(summaries.dtype)
     by_head = lambda x: x.reshape(batch, kv_heads, *x.shape[1:])
     d_router_q = weighted_summaries(by_head(d_scores * scale), summaries, by_head(chosen)).astype(router_q.dtype)
     return dq, dk, dv, d_router_q, d_summaries, None, None, None, None
+
+
+def zero_sum(d_gates, ids):
+    """Gradients of the gates [X, P, J] of listed blocks, less what a token's are too much together.
+
+    A softmax's gradients add up to 0. Rounding in `delta` shifts all blocks of a token to one side: little of each
+    gradient, and much of what a router query gets, whose summaries have much in common (docs/gpu.md has figures). Every
+    block gives up the same share of its own gradient, so that one with no weight, whose gradient is next to nothing,
+    is not charged with what belongs to others.
+    """
+    d_gates = jnp.where(ids >= 0, d_gates, 0.0)
+    size = jnp.abs(d_gates)
+    excess = d_gates.sum(axis=-1, keepdims=True) / jnp.maximum(size.sum(axis=-1, keepdims=True), 1e-37)
+    return d_gates - excess * size
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

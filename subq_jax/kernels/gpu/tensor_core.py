@@ -1,4 +1,4 @@
-"""Products on Hopper's tensor cores, by one warpgroup, and a warp's maximum: what no interpreter simulates.
+"""Products on Hopper's tensor cores, and what a warp does by itself: what no interpreter simulates.
 
 The kernels of this folder call nothing else for them, so that tests replace these functions by plain ones and run all
 the rest (copies, barriers, loops, who waits for whom) under Pallas' simulator of a GPU.
@@ -17,6 +17,7 @@ from jaxlib.mlir.dialects import arith, vector
 ACC = plgpu.Layout.WGMMA
 ROWS = plgpu.Layout.WGMMA.reduce(1)  # one number for each row of a product
 COLUMNS = plgpu.Layout.WGMMA.reduce(0)
+LOADED_TILES = 4  # of 8 rows of a right operand, whose fragments a thread holds at a time
 
 
 def largest_of_warp(numbers):
@@ -64,18 +65,8 @@ def two_scores(left, right, other_left, other_right):
     return pl.run_scoped(products, *(_accumulator(*shape) for shape in shapes))
 
 
-def add_product(total, weights, values):
-    """total + weights values, of arrays [64, d] and [64, n] and a reference [n, d]."""
-    def product(out):
-        out[...] = total
-        plgpu.wgmma(out, weights, values)
-        return out[...]
-
-    return pl.run_scoped(product, _accumulator(*total.shape))
-
-
 def add_two_products(total, weights, values, other_total, other_weights, other_values):
-    """`add_product` twice, both in flight together."""
+    """total + weights values, of arrays [64, d] and [64, n] and a reference [n, d], twice, both in flight together."""
     def products(out, other):
         out[...] = total
         other[...] = other_total
@@ -87,18 +78,93 @@ def add_two_products(total, weights, values, other_total, other_weights, other_v
     return pl.run_scoped(products, _accumulator(*total.shape), _accumulator(*other_total.shape))
 
 
-def scores_beside_product(left, right, meanwhile, total, weights, values):
-    """`scores(left, right)` handed to `meanwhile`, which runs while total + weights values is still being computed.
+def warp_of_thread():
+    """Which of its warpgroup's warps runs this: a scalar that differs between them."""
+    @plgpu.inline_mgpu(return_type=plgpu.ShapeDtypeStruct((), jnp.int32, layout=plgpu.Layout.WG_SPLAT))
+    def warp(_):
+        i32 = ir.IntegerType.get_signless(32)
+        number = arith.remui(utils.warp_idx(sync=True), arith.constant(i32, 4))
+        return mgpu.FragmentedArray.splat(number, (), is_signed=True)
 
-    Returns:
-      the second product, and what `meanwhile` returned.
+    return warp()
+
+
+def sums_of_warp(numbers, count: int):
+    """Sums of the 16 numbers, float32 [64] in `ROWS`, that a warp holds: `count` scalars, for the halves if it is 2."""
+    scalar = plgpu.ShapeDtypeStruct((), jnp.float32, layout=plgpu.Layout.WG_SPLAT)
+
+    @plgpu.inline_mgpu(arg_types=(ROWS,), return_type=(scalar,) * count)
+    def sums(_, numbers):
+        first, second = [vector.extract(x, [], [0]) for x in numbers.registers.flat]
+        totals = [arith.addf(first, second)] if count == 1 else [first, second]
+        for distance in (4, 8, 16):  # lanes that hold other rows
+            totals = [arith.addf(x, utils.shfl_bfly(x, distance)) for x in totals]
+        return tuple(mgpu.FragmentedArray.splat(x, ()) for x in totals)
+
+    return sums(numbers)
+
+
+def warp_scores(left, right):
+    """left right^T, float32 [64, n], of references [64, d] and [n, d]; every warp multiplies its own 16 rows.
+
+    Unlike `scores`, warps need not come here together, nor all of them.
     """
-    def products(out, sums):
-        sums[...] = total
-        plgpu.wgmma(out, left, right.transpose((1, 0)))
-        plgpu.wgmma(sums, weights, values)
-        result = meanwhile(plgpu.wgmma_accumulator_load(out, wait_n=1))
-        return plgpu.wgmma_accumulator_load(sums, wait_n=0), result
+    @plgpu.inline_mgpu(arg_types=(_matrix_type(left), _matrix_type(right)),
+                       return_type=plgpu.ShapeDtypeStruct((left.shape[0], right.shape[0]), jnp.float32, layout=ACC))
+    def product(_, left, right):
+        layouts = mgpu.MMALayouts(ir.MemRefType(left.type).element_type)
+        row_tiles, column_tiles, *_ = ir.MemRefType(right.type).shape
+        many = min(LOADED_TILES, row_tiles)
+        sums = [_zeros(64, 8 * many) for _ in range(row_tiles // many)]
+        for column in range(column_tiles):
+            a = _load(utils.memref_slice(left, (slice(None), slice(column, column + 1))), layouts.lhs)
+            for i in range(len(sums)):
+                cut = utils.memref_slice(right, (slice(i * many, (i + 1) * many), slice(column, column + 1)))
+                sums[i] = mgpu.mma(sums[i], a, _load(utils.memref_transpose(cut, (1, 0, 3, 2)), layouts.rhs))
+        return _join(sums)
 
-    shapes = (left.shape[0], right.shape[0]), total.shape
-    return pl.run_scoped(products, *(_accumulator(*shape) for shape in shapes))
+    return product(left, right)
+
+
+def add_warp_product(total, weights, values):
+    """total + weights values, of arrays [64, d] and [64, n] and a reference [n, d], warp by warp as `warp_scores`."""
+    @plgpu.inline_mgpu(arg_types=(ACC, ACC, _matrix_type(values)),
+                       return_type=plgpu.ShapeDtypeStruct(total.shape, jnp.float32, layout=ACC))
+    def product(_, total, weights, values):
+        layouts = mgpu.MMALayouts(weights.mlir_dtype)
+        column_tiles, width = ir.MemRefType(values.type).shape[1], ir.MemRefType(values.type).shape[3]
+        sums = [total[:, j * width : (j + 1) * width] for j in range(column_tiles)]
+        for k in range(0, weights.shape[1], 16):  # what a warp holds of a product is what it needs of a left operand
+            part = weights[:, k : k + 16]
+            a = mgpu.FragmentedArray(_registers=part.registers.reshape(layouts.lhs.registers_shape(part.shape)),
+                                     _layout=layouts.lhs, _is_signed=None)
+            for j in range(column_tiles):
+                cut = utils.memref_slice(values, (slice(k // 8, k // 8 + 2), slice(j, j + 1)))
+                sums[j] = mgpu.mma(sums[j], a, _load(cut, layouts.rhs))
+        return _join(sums)
+
+    return product(total, weights, values)
+
+
+def _matrix_type(ref):
+    columns = 128 // jnp.dtype(ref.dtype).itemsize
+    return plgpu.RefType((plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128)))
+
+
+def _load(ref, layout):
+    return mgpu.FragmentedArray.load_tiled(ref, 128, layout=layout)
+
+
+def _zeros(rows: int, columns: int):
+    zero = arith.constant(ir.F32Type.get(), 0.0)
+    return mgpu.FragmentedArray.splat(zero, (rows, columns), layout=mgpu.WGMMA_LAYOUT)
+
+
+def _join(parts):
+    """Arrays side by side."""
+    out = _zeros(parts[0].shape[0], sum(x.shape[1] for x in parts))
+    at = 0
+    for part in parts:
+        out[:, at : at + part.shape[1]] = part
+        at += part.shape[1]
+    return out

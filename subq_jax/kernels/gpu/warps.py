@@ -1,0 +1,239 @@
+"""Tiles whose warps own their tokens: what the kernels share that let no token pay for its neighbours' blocks.
+
+A tile is 12 warps of 16 rows, a row being a query head of a token; 16 heads make a warp's rows one token, 8 two, and 32
+heads a token of two warps. The tile's blocks, the union of what its tokens list, pass through shared memory once; a
+warp multiplies those that a token of its own lists and only frees the others:
+
+    blocks of the tile    ...  | b | b' | b'' | ...      a warpgroup of its own copies them
+    warp 0  rows   0 .. 15       x         x
+    warp 1  rows  16 .. 31       x    x
+    ...                          ...
+    warp 11 rows 176 .. 191           x    x
+
+Both lists descend, so that a warp keeps a place in each of its tokens' lists and compares the block there with the next
+one of the tile. The programs of these kernels are written for a warpgroup, as Pallas' are, but the warps of one part
+ways where a branch depends on `WarpTokens`: nothing on such a way may wait for the other warps.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from subq_jax.kernels.gpu import tensor_core
+from subq_jax.kernels.gpu.persistent import LOG2E, UNSEEN, drain, for_each_item, hide_later
+from subq_jax.kernels.gpu.tensor_core import ROWS
+
+WARP_ROWS, COMPUTING = 16, 12  # rows of a warp's products, warps that compute
+TOGETHER = 4  # warps of a warpgroup; one in the simulator, where a warpgroup's warps cannot part ways
+WARP_REGISTERS = 160, 24  # of a thread that computes, of one that copies
+
+
+class WarpTile(NamedTuple):
+    """Static sizes of a tile."""
+
+    group: int  # rows of a token, from 8 to 32
+    block: int  # positions
+    most: int  # positions of a step
+
+    @property
+    def tokens(self) -> int:
+        return COMPUTING * WARP_ROWS // self.group
+
+    @property
+    def own(self) -> int:
+        """Tokens of which a warp has rows."""
+        return max(1, WARP_ROWS // self.group)
+
+    @property
+    def shares(self) -> int:
+        """Warps that have rows of one token."""
+        return max(1, self.group // WARP_ROWS)
+
+    @property
+    def keys(self) -> int:
+        """Positions of a step: of a block, or of a part of a large one."""
+        return min(self.block, self.most)
+
+    @property
+    def parts(self) -> int:
+        """Steps of a block."""
+        return self.block // self.keys
+
+    def start(self, tile, tokens: int):
+        """A tile's first token of so many; the last tile may repeat some of the one before."""
+        return jnp.minimum(tile * self.tokens, tokens - self.tokens)
+
+
+def group_rows(heads: int) -> int:
+    """Rows of a token: its query heads filled up to a power of 2, and to the 8 rows that a copy can place."""
+    return max(8, 1 << (heads - 1).bit_length())
+
+
+class Step(NamedTuple):
+    """One of a tile's steps."""
+
+    slot: jax.Array  # of the ring
+    part: jax.Array  # of its block
+    key: jax.Array  # position of the first
+
+
+class WarpTokens:
+    """The tokens that the rows of this warp belong to.
+
+    Attributes:
+      share: which of its token's warps it is.
+    """
+
+    def __init__(self, shape: WarpTile, warpgroup, rows: int, ids, gates):
+        warp = warpgroup * TOGETHER + tensor_core.warp_of_thread()
+        self._shape, self._ids, self._gates = shape, ids, gates
+        self._first = lax.div(warp * WARP_ROWS, jnp.int32(shape.group))
+        self.share = lax.rem(warp, jnp.int32(shape.shares))
+        self._second = None  # 1 for rows of the warp's second token
+        if shape.own > 1:
+            row = plgpu.broadcasted_iota(jnp.int32, (rows,), 0, layout=ROWS) & (WARP_ROWS - 1)
+            self._second = (row >= shape.group).astype(jnp.int32)
+
+    def of_tile(self, x, tile) -> "TokensOfTile":
+        first = self._shape.start(tile, self._ids.shape[1]) + self._first
+        return TokensOfTile(x, [first + j for j in range(self._shape.own)], self, self._ids, self._gates)
+
+    def positions(self, first):
+        """Of the rows, where the warp's first token is at `first`: int32 [rows], or one for all."""
+        return first if self._second is None else self._second + first
+
+    def spread(self, numbers):
+        """One number for each of the warp's tokens -> one for each of its rows, or for all where there is one token."""
+        if self._second is None:
+            return numbers[0]
+        second = self._second.astype(jnp.float32)
+        return (1 - second) * numbers[0] + second * numbers[1]
+
+
+class TokensOfTile:
+    """A warp's tokens in one tile: their numbers, `each` and `first`, and their lists."""
+
+    def __init__(self, x, each: list, mine: WarpTokens, ids, gates):
+        self.first, self.each, self._x, self._mine, self._ids, self._gates = each[0], each, x, mine, ids, gates
+
+    def due(self, places):
+        """The blocks at a place of every token's list, -1 behind its end, and their gates as powers of 2."""
+        slots = self._ids.shape[2]
+        inside = [jnp.minimum(place, slots - 1) for place in places]
+        read = lambda of: [of[self._x, token, place] for token, place in zip(self.each, inside, strict=True)]
+        ids = [jnp.where(place < slots, b, -1) for place, b in zip(places, read(self._ids), strict=True)]
+        return ids, [gate * LOG2E for gate in read(self._gates)]
+
+    def spread(self, here, gates):
+        """The gates of the rows whose token sees the block, and what hides it from the others."""
+        return self._mine.spread([jnp.where(some, x, UNSEEN) for some, x in zip(here, gates, strict=True)])
+
+
+class BlockWalk:
+    """The walk over the blocks of tiles, through a ring that the copying warpgroup fills and all others free."""
+
+    def __init__(self, shape: WarpTile, entries, blocks, full, free, stages: int):
+        self._shape, self._entries, self._blocks, self._full, self._free = shape, entries, blocks, full, free
+        self._slot = lambda step: lax.rem(step, jnp.int32(stages))
+        self._stages = stages
+
+    def steps(self, x, tile):
+        return self._entries[x, tile] * self._shape.parts
+
+    def _block(self, x, tile, step):
+        entry = lax.div(step, jnp.int32(self._shape.parts))
+        return self._blocks[x, tile, jnp.minimum(entry, self._entries[x, tile] - 1)]
+
+    def _part(self, step):
+        return lax.rem(step, jnp.int32(self._shape.parts))
+
+    def each(self, x, tile, ring, tokens: TokensOfTile, look: Callable, state):
+        """`state = look(step, here, places, gate, state)` for every step that one of the warp's tokens sees.
+
+        Args:
+          ring: steps of this block of threads before the tile.
+          look: is told the step, which of the tokens see it, their places in their lists and the rows' gates.
+          state: arrays.
+
+        Returns:
+          the last state.
+        """
+        def step(s, carry):
+            block, lists, state = carry
+            slot, following, part = self._slot(ring + s), self._block(x, tile, s + 1), self._part(s)  # a step ahead
+            here = [listed == block for listed in lists[1]]  # lists are places, ids there, gates
+            some = here[0] | here[-1]  # a warp has one token or two
+            plgpu.barrier_wait(self._full.at[slot])
+
+            def take(places, ids, gates, state):
+                last = part == self._shape.parts - 1
+                after = [place + (seen & last).astype(jnp.int32) for place, seen in zip(places, here, strict=True)]
+                due = tokens.due(after)  # on its way while products are computed
+                key = block * self._shape.block + part * self._shape.keys
+                return after, *due, look(Step(slot, part, key), here, places, tokens.spread(here, gates), state)
+
+            *lists, state = lax.cond(some, take, lambda *x: x, *lists, state)
+            plgpu.barrier_arrive(self._free.at[slot])
+            return following, tuple(lists), state
+
+        places = [jnp.int32(0)] * self._shape.own
+        carry = self._block(x, tile, jnp.int32(0)), (places, *tokens.due(places)), state
+        return lax.fori_loop(jnp.int32(0), self.steps(x, tile), step, carry)[2]
+
+    def copy_tiles(self, ctas: int, rows_of: Callable, rows, full, free, rings):
+        """What the warpgroup that copies does: the rows of every tile, as their places come free, and its blocks.
+
+        Args:
+          ctas: blocks of threads that share the tiles.
+          rows_of: the rows of a tile that a warpgroup computes.
+          rows: (source [X, P * G, H], its place in shared memory for each warpgroup) of each array.
+          full, free: barriers of those places.
+          rings: (source [X, S, H], its ring) of keys and values.
+        """
+        workers = rows[0][1].shape[0]
+
+        def one_tile(x, tile, number, ring):
+            for worker in range(workers):
+                @pl.when(number > 0)
+                def _(worker=worker):
+                    plgpu.barrier_wait(free.at[worker])
+
+                for source, target in rows:
+                    plgpu.copy_gmem_to_smem(source.at[x, rows_of(tile, worker)], target.at[worker], full.at[worker])
+            return self._fetch(x, tile, ring, rings)
+
+        _, ring = for_each_item(*self._entries.shape, ctas, one_tile, jnp.int32(0))
+        drain(self._stages, ring, self._free)
+        for worker in range(workers):
+            plgpu.barrier_wait(free.at[worker])
+
+    def _fetch(self, x, tile, ring, rings):
+        """Copies a tile's blocks; -> the steps of this block of threads after it."""
+        keys = self._shape.keys
+
+        def fetch(s, block):
+            slot, following = self._slot(ring + s), self._block(x, tile, s + 1)
+            rows = pl.ds(block * self._shape.block + self._part(s) * keys, keys)
+
+            @pl.when(ring + s >= self._stages)
+            def _():
+                plgpu.barrier_wait(self._free.at[slot])
+
+            for source, target in rings:
+                plgpu.copy_gmem_to_smem(source.at[x, rows], target.at[slot], self._full.at[slot])
+            return following
+
+        steps = self.steps(x, tile)
+        lax.fori_loop(jnp.int32(0), steps, fetch, self._block(x, tile, jnp.int32(0)))
+        return ring + steps
+
+
+def hide_future(logits, step: Step, keys: int, tokens: WarpTokens, first):
+    """`hide_later`, for the few steps whose `keys` positions reach beyond the warp's first token, at `first`."""
+    hide = lambda logits: hide_later(logits, tokens.positions(first), step.key)
+    return lax.cond(step.key + keys > first, hide, lambda logits: logits, logits)
