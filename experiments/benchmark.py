@@ -58,8 +58,13 @@ def check_numbers(lengths: list[str]) -> None:
     """Raises UsageError for lengths and fan-outs that are none."""
     if any(not x.isdigit() for x in FANOUTS.value):
         raise app.UsageError(f"--fanouts must be integers, got {FANOUTS.value}")
-    if any(not x.isdigit() or int(x) < 1 for x in lengths):
-        raise app.UsageError(f"--lengths must be positive integers, got {lengths}")
+    check_positive("lengths", lengths)
+
+
+def check_positive(flag: str, values: list[str]) -> None:
+    """Raises UsageError, naming the flag, unless all of its values are positive integers."""
+    if any(not x.isdigit() or int(x) < 1 for x in values):
+        raise app.UsageError(f"--{flag} must be positive integers, got {values}")
 
 
 def run(

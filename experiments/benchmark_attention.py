@@ -41,6 +41,7 @@ from experiments.benchmark import (
     Case,
     arm,
     check_numbers,
+    check_positive,
     run,
     start,
 )
@@ -292,8 +293,7 @@ def check_flags() -> None:
       ValueError: for arms that cannot spend the budget.
     """
     check_numbers(_LENGTHS.value)
-    if any(not x.isdigit() or int(x) < 1 for x in _DECODE_BATCHES.value):
-        raise app.UsageError(f"--decode_batches must be positive integers, got {_DECODE_BATCHES.value}")
+    check_positive("decode_batches", _DECODE_BATCHES.value)
     if HEADS.value % KV_HEADS.value:
         raise app.UsageError(f"--num_heads must be a multiple of --num_kv_heads={KV_HEADS.value}, got {HEADS.value}")
     if _ESTIMATE_FOR.value:

@@ -72,6 +72,12 @@ def value_and_grads(values, config, implementation, gate, **where):
     return with_grads(config, implementation, gate, **where)(*values)
 
 
+def error(actual, expected) -> float:
+    """Norm of the difference over that of what is expected; 0 where both are 0."""
+    difference = jnp.linalg.norm((actual.astype(jnp.float32) - expected).ravel())
+    return float(difference / jnp.maximum(jnp.linalg.norm(expected.ravel()), 1e-20))
+
+
 def attention_by_definition(values, config, gate, q_offset=None, kv_length=None, segment_ids=None):
     """Output [B, T, N, H] and chosen blocks {(b, t, kv head): ids}, one query at a time in float64.
 

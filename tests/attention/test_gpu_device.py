@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import arrays, value_and_grads, with_grads
+from problems import arrays, error, value_and_grads, with_grads
 from test_selective import assert_equally_good
 
 from subq_jax import SelectionConfig
@@ -54,9 +54,3 @@ def test_gradients_of_the_router_where_gates_are_closed(scale):
     _, _, expected = value_and_grads(exact, config, "reference", True, selection=chosen)
     for grad, wanted in zip(grads[3:], expected[3:], strict=True):
         assert error(grad, wanted) < 2e-2
-
-
-def error(actual, expected) -> float:
-    """Norm of the difference over that of what is expected; 0 where both are 0."""
-    difference = jnp.linalg.norm((actual.astype(jnp.float32) - expected).ravel())
-    return float(difference / jnp.maximum(jnp.linalg.norm(expected.ravel()), 1e-20))

@@ -18,27 +18,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from subq_jax.kernels.gpu import tensor_core, warps
+from subq_jax.kernels.gpu import tensor_core
 from subq_jax.kernels.gpu.lists import TileBlocks, TokenLists
-from subq_jax.kernels.gpu.persistent import (
-    FLOOR,
-    LOG2E,
-    by_row,
-    constant,
-    for_each_item,
-    launch,
-    matrix,
-)
+from subq_jax.kernels.gpu.persistent import FLOOR, LOG2E, by_row, constant, for_each_item, launch, matrix
 from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
-from subq_jax.kernels.gpu.warps import (
-    COMPUTING,
-    WARP_REGISTERS,
-    WARP_ROWS,
-    BlockWalk,
-    WarpTile,
-    WarpTokens,
-    hide_future,
-)
+from subq_jax.kernels.gpu.warps import WARP_REGISTERS, BlockWalk, WarpTile, WarpTokens, hide_future
 
 RING_BYTES = 160 << 10  # of shared memory for keys and values
 
@@ -58,19 +42,14 @@ def attend(q, k, v, lists: TokenLists, blocks: TileBlocks, offset, shape: WarpTi
     Returns:
       outputs [X, P * G, H] in `q`'s dtype and log-sum-exps float32 [X, P * G]; 0 and -7e28 for rows that see nothing.
     """
-    (count, rows, head_dim), workers = q.shape, COMPUTING // warps.TOGETHER
-    ctas, held = min(ctas, blocks.entries.size), warps.TOGETHER * WARP_ROWS
-    stages = RING_BYTES // (2 * shape.keys * head_dim * q.dtype.itemsize)
+    (count, rows, head_dim), workers = q.shape, shape.workers
+    ctas, held = min(ctas, blocks.entries.size), shape.held
     scratch = {
         "q_buffer": matrix(workers, held, head_dim, dtype=q.dtype),
-        "k_ring": matrix(stages, shape.keys, head_dim, dtype=q.dtype),
-        "v_ring": matrix(stages, shape.keys, head_dim, dtype=q.dtype),
         "lse_buffer": plgpu.SMEM((workers, held), jnp.float32),
         "q_full": plgpu.Barrier(num_barriers=workers),
         "q_free": plgpu.Barrier(num_barriers=workers),
-        "full": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
-        "free": plgpu.Barrier(num_arrivals=workers, num_barriers=stages),
-    }
+    } | shape.rings(RING_BYTES, head_dim, q.dtype)
 
     results = [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((count, rows), jnp.float32)]
     arguments = q, k, v, lists.ids, lists.gates, blocks.entries, blocks.blocks, offset
@@ -82,12 +61,12 @@ def _kernel(q, k, v, ids, gates, entries, blocks, offset, out, lse, *, q_buffer,
             q_free, full, free, shape: WarpTile, ctas: int):
     warpgroup, (workers, held, head_dim) = lax.axis_index("warpgroup"), q_buffer.shape
     walk = BlockWalk(shape, entries, blocks, full, free, k_ring.shape[0])
-    rows_of = lambda tile, warpgroup: pl.ds(shape.start(tile, ids.shape[1]) * shape.group + warpgroup * held, held)
+    rows_of = functools.partial(shape.rows, tokens=ids.shape[1])
 
     @pl.when(warpgroup < workers)
     def _():
         plgpu.set_max_registers(WARP_REGISTERS[0], action="increase")
-        mine, queries = WarpTokens(shape, warpgroup, held, ids, gates), q_buffer.at[warpgroup]
+        mine, queries = WarpTokens(shape, warpgroup, ids, gates), q_buffer.at[warpgroup]
         scale = LOG2E / math.sqrt(head_dim)
 
         def one_tile(x, tile, _, ring):
@@ -124,7 +103,6 @@ def _kernel(q, k, v, ids, gates, entries, blocks, offset, out, lse, *, q_buffer,
     def _():
         plgpu.set_max_registers(WARP_REGISTERS[1], action="decrease")
         walk.copy_tiles(ctas, rows_of, ((q, q_buffer),), q_full, q_free, ((k, k_ring), (v, v_ring)))
-
 
 
 def _softmax(logits, scale: float, gate, top, norm):

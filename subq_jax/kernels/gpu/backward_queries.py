@@ -17,19 +17,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from subq_jax.kernels.gpu import tensor_core, warps
+from subq_jax.kernels.gpu import tensor_core
 from subq_jax.kernels.gpu.lists import TileBlocks, TokenLists
 from subq_jax.kernels.gpu.persistent import LOG2E, by_row, constant, for_each_item, launch, matrix
 from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
-from subq_jax.kernels.gpu.warps import (
-    COMPUTING,
-    WARP_REGISTERS,
-    WARP_ROWS,
-    BlockWalk,
-    WarpTile,
-    WarpTokens,
-    hide_future,
-)
+from subq_jax.kernels.gpu.warps import WARP_REGISTERS, BlockWalk, WarpTile, WarpTokens, hide_future
 
 RING_BYTES = 128 << 10  # of shared memory for keys and values
 
@@ -51,19 +43,14 @@ def backward_queries(q, d_out, lse, delta, k, v, lists: TokenLists, blocks: Tile
     Returns:
       the gradient of `q`, and that of `lists.gates`, whose places without a block hold anything.
     """
-    (count, _, head_dim), (_, padded, slots), workers = q.shape, lists.ids.shape, COMPUTING // warps.TOGETHER
-    ctas, held = min(ctas, blocks.entries.size), warps.TOGETHER * WARP_ROWS
-    stages = RING_BYTES // (2 * shape.keys * head_dim * q.dtype.itemsize)
+    (count, _, head_dim), (_, padded, slots), workers = q.shape, lists.ids.shape, shape.workers
+    ctas, held = min(ctas, blocks.entries.size), shape.held
     scratch = {
         "q_buffer": matrix(workers, held, head_dim, dtype=q.dtype),
         "d_out_buffer": matrix(workers, held, head_dim, dtype=q.dtype),
-        "k_ring": matrix(stages, shape.keys, head_dim, dtype=q.dtype),
-        "v_ring": matrix(stages, shape.keys, head_dim, dtype=q.dtype),
         "rows_full": plgpu.Barrier(num_arrivals=2, num_barriers=workers),
         "rows_free": plgpu.Barrier(num_barriers=workers),
-        "full": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
-        "free": plgpu.Barrier(num_arrivals=workers, num_barriers=stages),
-    }
+    } | shape.rings(RING_BYTES, head_dim, q.dtype)
 
     of_parts = (count, padded, slots, shape.parts * shape.shares)
     results = [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(of_parts, jnp.float32)]
@@ -77,12 +64,12 @@ def _kernel(q, d_out, lse, delta, k, v, ids, gates, entries, blocks, offset, dq,
             k_ring, v_ring, rows_full, rows_free, full, free, shape: WarpTile, ctas: int):
     warpgroup, (workers, held, head_dim) = lax.axis_index("warpgroup"), q_buffer.shape
     walk = BlockWalk(shape, entries, blocks, full, free, k_ring.shape[0])
-    rows_of = lambda tile, warpgroup: pl.ds(shape.start(tile, ids.shape[1]) * shape.group + warpgroup * held, held)
+    rows_of = functools.partial(shape.rows, tokens=ids.shape[1])
 
     @pl.when(warpgroup < workers)
     def _():
         plgpu.set_max_registers(WARP_REGISTERS[0], action="increase")
-        mine, queries = WarpTokens(shape, warpgroup, held, ids, gates), q_buffer.at[warpgroup]
+        mine, queries = WarpTokens(shape, warpgroup, ids, gates), q_buffer.at[warpgroup]
         scale = LOG2E / math.sqrt(head_dim)
 
         def one_tile(x, tile, _, ring):

@@ -25,7 +25,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu import tensor_core
-from subq_jax.kernels.gpu.persistent import LOG2E, UNSEEN, drain, for_each_item, hide_later
+from subq_jax.kernels.gpu.persistent import LOG2E, UNSEEN, drain, for_each_item, hide_later, matrix
 from subq_jax.kernels.gpu.tensor_core import ROWS
 
 WARP_ROWS, COMPUTING = 16, 12  # rows of a warp's products, warps that compute
@@ -43,6 +43,16 @@ class WarpTile(NamedTuple):
     @property
     def tokens(self) -> int:
         return COMPUTING * WARP_ROWS // self.group
+
+    @property
+    def workers(self) -> int:
+        """Warpgroups that compute."""
+        return COMPUTING // TOGETHER
+
+    @property
+    def held(self) -> int:
+        """Rows of a warpgroup."""
+        return TOGETHER * WARP_ROWS
 
     @property
     def own(self) -> int:
@@ -68,6 +78,20 @@ class WarpTile(NamedTuple):
         """A tile's first token of so many; the last tile may repeat some of the one before."""
         return jnp.minimum(tile * self.tokens, tokens - self.tokens)
 
+    def rows(self, tile, warpgroup, tokens: int):
+        """Where a warpgroup's rows of a tile stand among those of so many tokens."""
+        return pl.ds(self.start(tile, tokens) * self.group + warpgroup * self.held, self.held)
+
+    def rings(self, room: int, head_dim: int, dtype) -> dict:
+        """Shared memory for keys and values of as many steps as `room` bytes hold, and its barriers."""
+        stages = room // (2 * self.keys * head_dim * dtype.itemsize)
+        return {
+            "k_ring": matrix(stages, self.keys, head_dim, dtype=dtype),
+            "v_ring": matrix(stages, self.keys, head_dim, dtype=dtype),
+            "full": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+            "free": plgpu.Barrier(num_arrivals=self.workers, num_barriers=stages),
+        }
+
 
 def group_rows(heads: int) -> int:
     """Rows of a token: its query heads filled up to a power of 2, and to the 8 rows that a copy can place."""
@@ -89,14 +113,14 @@ class WarpTokens:
       share: which of its token's warps it is.
     """
 
-    def __init__(self, shape: WarpTile, warpgroup, rows: int, ids, gates):
+    def __init__(self, shape: WarpTile, warpgroup, ids, gates):
         warp = warpgroup * TOGETHER + tensor_core.warp_of_thread()
         self._shape, self._ids, self._gates = shape, ids, gates
         self._first = lax.div(warp * WARP_ROWS, jnp.int32(shape.group))
         self.share = lax.rem(warp, jnp.int32(shape.shares))
         self._second = None  # 1 for rows of the warp's second token
         if shape.own > 1:
-            row = plgpu.broadcasted_iota(jnp.int32, (rows,), 0, layout=ROWS) & (WARP_ROWS - 1)
+            row = plgpu.broadcasted_iota(jnp.int32, (shape.held,), 0, layout=ROWS) & (WARP_ROWS - 1)
             self._second = (row >= shape.group).astype(jnp.int32)
 
     def of_tile(self, x, tile) -> "TokensOfTile":
