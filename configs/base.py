@@ -39,6 +39,8 @@ def small_run(arg: str) -> ConfigDict:
     config.model.router_dim = 128
     config.model.router_window = 1  # a wider one makes neighbours choose alike: fewer distinct blocks for a tile
     config.model.router_share = 1.0  # how much of a router query is that window's mean, the rest being the token's own
+    config.model.router_learns_window = False  # True lets every channel learn its weights in that window
+    config.model.router_tied = True  # False gives every query head a matrix of its own, which starts as the keys'
     config.model.router_training = "gate"
     config.model.rope_base = 10_000.0
     config.model.param_dtype = "float32"

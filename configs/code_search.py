@@ -37,6 +37,10 @@ VARIANTS = {
     "window256": {"model": {"local_window": 256}},  # the layers between see as much as the budget
     "mean4": {"model": {"router_window": 4}},  # do neighbours choose alike, and what does it cost?
     "mean8": {"model": {"router_window": 8}},
+    "learned8": {"model": {"router_window": 8, "router_learns_window": True}},  # each channel its own window
+    "untied": {"model": {"router_tied": False}},  # does each query head look for something else?
+    "untied_mean4": {"model": {"router_window": 4, "router_tied": False}},
+    "untied_learned8": {"model": {"router_window": 8, "router_learns_window": True, "router_tied": False}},
 }
 
 

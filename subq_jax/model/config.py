@@ -24,6 +24,8 @@ class DecoderConfig:
 
     `fanouts` and `beam_width` are the tree through which a router chooses, see `SelectionConfig`.
     Of a router query a part `router_share` is the mean of `router_window` tokens', so that neighbours choose alike.
+    With `router_learns_window` every channel learns its weights in that window, starting there; without `router_tied`
+    every query head learns a matrix of its own, starting from the one that it shares with keys.
     `router_training` says what a router learns from: the model's loss through its `"gate"`, the weight of dense
     attention (`"distilled"`, without a gate), or `"both"`: dense attention's weight until the model is sparse, and the
     gate. `learned_router` always learns from dense attention's weight.
@@ -49,6 +51,8 @@ class DecoderConfig:
     router_dim: int = 128
     router_window: int = 1
     router_share: float = 1.0
+    router_learns_window: bool = False
+    router_tied: bool = True
     router_training: str = "gate"
     key_conv_width: int = 2
     rope_base: float = 10_000.0
@@ -71,6 +75,9 @@ class DecoderConfig:
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim must be even (RoPE rotates pairs), got {self.head_dim}")
         check_share("model.router_share", self.router_share)
+        if self.router_learns_window and (self.router_window == 1 or self.router_share == 0):
+            raise ValueError("model.router_learns_window needs router_window > 1 and router_share > 0, got "
+                             f"{self.router_window} and {self.router_share}")
         if self.rope_base <= 0:
             raise ValueError(f"model.rope_base must be > 0, got {self.rope_base}")
         for name, allowed in (("dtype", DTYPES), ("param_dtype", PARAM_DTYPES), ("router_training", ROUTER_TRAINING)):

@@ -152,6 +152,7 @@ def build_attention(config: DecoderConfig, kind: str, *, rngs: nnx.Rngs) -> Caus
             return SelectiveAttention(
                 **options, selection=config.arm.selection_config(), router_dim=config.router_dim,
                 router_window=config.router_window, router_share=config.router_share,
+                router_learns_window=config.router_learns_window, router_tied=config.router_tied,
                 gate=config.router_training != "distilled")
 
 

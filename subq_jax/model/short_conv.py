@@ -5,6 +5,7 @@ a two-layer model takes far longer to learn associative recall. Source: short co
 2212.14052) and its successors.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -62,3 +63,20 @@ class RunningMean(ShortConvolution):
     def taps(self, dtype):
         mean = jnp.full((self.width, self.heads, self.features), self.share / self.width, dtype)
         return mean.at[0].add(1 - self.share)
+
+
+class LearnedMean(ShortConvolution):
+    """A mean of the last `width` tokens' features whose weights every channel learns.
+
+    The weights are positive and add up to 1, so that non-negative features stay so; they start as `RunningMean`'s.
+    """
+
+    SPEED = 4.0  # of the weights' logarithms beside other parameters: whole steps of them, not hundredths
+
+    def __init__(self, heads: int, features: int, width: int, share: float = 1.0, *, param_dtype):
+        super().__init__(heads, features, width, param_dtype=param_dtype)
+        mean = RunningMean(heads, features, width, share).taps(param_dtype)
+        self.kernel[...] = jnp.log(mean) / self.SPEED
+
+    def taps(self, dtype):
+        return jax.nn.softmax(self.SPEED * self.kernel[...], axis=0).astype(dtype)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from subq_jax.model.short_conv import RunningMean, ShortConvolution
+from subq_jax.model.short_conv import LearnedMean, RunningMean, ShortConvolution
 
 
 @pytest.mark.parametrize("share", [None, 1.0, 0.25])
@@ -31,3 +31,14 @@ def test_a_document_hears_nothing_of_an_earlier_one_with_its_id():
     x = np.asarray(jax.random.normal(jax.random.key(0), (1, 8, 1, 1)))
     out = layer(x, segment_ids=np.array([[0, 0, 1, -1, 0, 0, 0, 0]]))
     np.testing.assert_array_equal(out[:, 4:], layer(x[:, 4:]))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_learned_mean_starts_as_the_running_one_and_stays_a_mean(share):
+    x = np.asarray(jax.random.uniform(jax.random.key(0), (1, 9, 2, 3)))
+    layer = LearnedMean(2, 3, 4, share, param_dtype="float32")
+    np.testing.assert_allclose(layer(x), RunningMean(2, 3, 4, share)(x), rtol=1e-5)
+    layer.kernel[...] = jax.random.normal(jax.random.key(1), (4, 2, 3))
+    taps = np.asarray(layer.taps("float32"))
+    assert (taps > 0).all() and taps.std(axis=(1, 2)).min() > 0
+    np.testing.assert_allclose(taps.sum(axis=0), 1, rtol=1e-5)

@@ -12,8 +12,8 @@ from subq_jax.attention.distillation import router_divergence
 from subq_jax.checks import check_integer, check_share
 from subq_jax.model.attention_modules.causal import CausalAttention
 from subq_jax.model.attention_modules.warm_up import DivergenceLoss, check_phase
-from subq_jax.model.router import TiedRouter
-from subq_jax.model.short_conv import RunningMean
+from subq_jax.model.router import Router
+from subq_jax.model.short_conv import LearnedMean, RunningMean
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.summaries import num_key_blocks
 from subq_jax.selection.tree import SummaryTree, build_tree, update_tree
@@ -24,7 +24,8 @@ class SelectiveAttention(CausalAttention):
 
     `selection` sets block size and budget, `router_dim` the width R of the router. Of a router query a part
     `router_share` is the mean of the last `router_window` tokens', so that neighbours choose alike (default 1 token:
-    none). `gate` and `implementation` are those of `subq_jax.selective_attention`. The gate trains the router by the
+    none); with `router_learns_window` every channel goes on from there to a mean of its own. `router_tied` keeps one
+    matrix for all query heads and keys. `gate` and `implementation` are those of `subq_jax.selective_attention`. The gate trains the router by the
     model's loss; a call with `distil=True` also keeps a `DivergenceLoss` of the router alone, which trains it without a
     gate or beside it.
 
@@ -33,7 +34,8 @@ class SelectiveAttention(CausalAttention):
     """
 
     def __init__(self, num_heads, in_features, *args, selection: SelectionConfig | None = None, router_dim: int = 64,
-                 router_window: int = 1, router_share: float = 1.0, gate: bool = True,
+                 router_window: int = 1, router_share: float = 1.0,
+                 router_learns_window: bool = False, router_tied: bool = True, gate: bool = True,
                  implementation: str | None = None, rngs: nnx.Rngs, **options):
         check_integer("router_dim", router_dim, 1)
         check_integer("router_window", router_window, 1)
@@ -41,11 +43,14 @@ class SelectiveAttention(CausalAttention):
         super().__init__(num_heads, in_features, *args, rngs=rngs, **options)
         self.selection = SelectionConfig() if selection is None else selection
         self.router_dim, self.gate, self.implementation = router_dim, gate, implementation
-        self.router = TiedRouter(self.num_kv_heads, self.head_dim, router_dim, self.selection,
-                                 param_dtype=self.param_dtype, rngs=rngs)
+        untied_heads = 0 if router_tied else self.num_heads // self.num_kv_heads
+        self.router = Router(self.num_kv_heads, self.head_dim, router_dim, self.selection, untied_heads,
+                             param_dtype=self.param_dtype, rngs=rngs)
         self.router_mean = nnx.data(None)
         if router_window > 1:
-            self.router_mean = RunningMean(self.num_kv_heads, router_dim, router_window, router_share)
+            mean = self.num_kv_heads, router_dim, router_window, router_share
+            self.router_mean = LearnedMean(*mean, param_dtype=self.param_dtype) if router_learns_window else (
+                RunningMean(*mean))
         self.cached_router_key: nnx.Cache | None = nnx.data(None)
         self.cached_summaries = nnx.List([])  # of each level of the tree, the blocks' first
 
