@@ -40,6 +40,9 @@ VARIANTS = {
     "learned8": {"model": {"router_window": 8, "router_learns_window": True}},  # each channel its own window
     "untied": {"model": {"router_tied": False}},  # does each query head look for something else?
     "untied_mean4": {"model": {"router_window": 4, "router_tied": False}},
+    "half": {"model": {"router_window": 8, "router_share": 0.5, "router_learns_window": True, "router_tied": False}},
+    "early": {"model": {"router_window": 8, "router_learns_window": True, "router_tied": False},
+              "training": {"dense_steps": 360, "ungated_steps": 240}},  # more steps of what it will be
     "untied_learned16": {"model": {"router_window": 16, "router_learns_window": True, "router_tied": False}},
     "untied_learned8": {"model": {"router_window": 8, "router_learns_window": True, "router_tied": False}},
 }

@@ -39,6 +39,19 @@ def largest_of_warp(numbers):
     return numbers.max()
 
 
+def append_better(scores, ids, bounds, places, kept_scores, kept_ids, *, equals=None, backward=False):
+    better, step = scores > bounds[:, None], -1 if backward else 1
+    if equals is not None:
+        equal = scores == bounds[:, None]
+        better |= equal & (jnp.cumsum(equal, axis=1) <= equals[:, None])
+    names = ids + jnp.arange(scores.shape[1]) if ids.ndim == 0 else ids[...]
+    slots = jnp.where(better, places[:, None] + step * (jnp.cumsum(better, axis=1) - 1), kept_ids.shape[1])
+    rows = jnp.arange(scores.shape[0])[:, None]
+    for kept, new in ((kept_scores, scores), (kept_ids, jnp.broadcast_to(names, scores.shape))):
+        kept[...] = kept[...].at[rows, slots].set(new, mode="drop")
+    return places + step * better.sum(axis=1, dtype=jnp.int32)
+
+
 def warp_scores(left, right):
     return scores(left, right)
 
@@ -60,7 +73,7 @@ def sums_of_warp(numbers, count):
 def simulated_gpu():
     """`implementation="gpu"` runs simulated inside, at any size, on two multiprocessors."""
     replaced = [scores, two_scores, add_two_products, largest_of_warp, warp_scores, add_warp_product, warp_of_thread,
-                sums_of_warp]
+                sums_of_warp, append_better]
     plain = mock.patch.multiple(tensor_core, **{function.__name__: function for function in replaced})
     sizes = mock.patch.multiple(selective, MULTIPROCESSORS=2, unsupported=lambda *_: None)
     apart = mock.patch.object(warps, "TOGETHER", 1)  # one warp for a thread, for a thread's branches cannot part here
@@ -142,21 +155,26 @@ def parts():
 
 
 def long_streams():
-    """So many blocks that they are read twice, with ties, M up to and beyond 64: the ids are the contract's."""
+    """So many blocks that they are read twice, and lists that fill up again and again: the ids are the contract's."""
     key, low = jax.random.key(7), jnp.ones((1, 128), jnp.int32)
     router_q = jax.random.normal(key, (1, 128, 64), jnp.bfloat16)
-    summaries = jax.random.normal(jax.random.fold_in(key, 1), (1, 1152, 64), jnp.bfloat16)
-    summaries = summaries.at[:, 1::8].set(summaries[:, ::8])  # every fourth block equals another
-    high = 900 + jax.random.randint(jax.random.fold_in(key, 2), (1, 128), 0, 250)
-    score = jnp.einsum("xtr,xbr->xtb", router_q, summaries, preferred_element_type=jnp.float32) / 8
-    block = jnp.arange(1152)
-    score = jnp.where((block >= low[..., None]) & (block <= high[..., None]), score, -jnp.inf)
-    for count in (9, 70):
+    high = (900 + jax.random.randint(jax.random.fold_in(key, 2), (1, 128), 0, 250)).at[0, 5:7].set(jnp.array([0, 3]))
+    drawn = jax.random.normal(jax.random.fold_in(key, 1), (1, 1152, 64), jnp.bfloat16)
+    drawn = drawn.at[:, 1::8].set(drawn[:, ::8])  # every fourth block equals another
+    rising = jnp.broadcast_to(jnp.arange(1152.0)[:, None] // 3, drawn.shape).astype(jnp.bfloat16)
+    for summaries, count in ((drawn, 9), (drawn, 70), (drawn * 0, 33), (rising, 128), (drawn.at[:, 40].set(jnp.nan), 9)):
+        queries = jnp.abs(router_q) if summaries is rising else router_q  # every block is at least as good as all before
+        score = jnp.einsum("xtr,xbr->xtb", queries, summaries, preferred_element_type=jnp.float32) / 8
+        block = jnp.arange(1152)
+        candidate = (block >= low[..., None]) & (block <= high[..., None]) & ~jnp.isnan(score)
+        score = jnp.where(candidate, score, -jnp.inf)
         with simulated_gpu():
-            ids, gates = jax.block_until_ready(best_blocks(router_q, summaries, low, high, count, ctas=1))
-        expected = -jnp.sort(-jax.lax.top_k(score, count)[1], axis=-1)
-        assert bool((ids[..., :count] == expected).all()), count
-        assert bool(jnp.allclose(gates[..., :count], jnp.take_along_axis(score, expected, -1), atol=1e-5)), count
+            ids, gates = jax.block_until_ready(best_blocks(queries, summaries, low, high, count, ctas=1))
+        best, expected = jax.lax.top_k(score, count)
+        expected = -jnp.sort(-jnp.where(best > -jnp.inf, expected, -1), axis=-1)
+        assert bool((ids == expected).all()), count
+        wanted = jnp.where(expected < 0, 0, jnp.take_along_axis(score, expected, -1))
+        assert bool(jnp.allclose(gates, wanted, rtol=1e-5, atol=1e-5)), count
     print("equal")
 
 

@@ -1,26 +1,27 @@
 """Scoring and choosing in one Hopper kernel: no array of scores leaves the chip.
 
-Two warpgroups own 64 queries each and keep the best blocks found so far in registers; a third copies the summaries, a
-tile of blocks at a time, into a ring that both read:
+Two warpgroups own 64 queries each; a third copies the summaries, a tile of blocks at a time, into a ring that both read.
+What scores above a query's bound is appended to its list, in the order of ids; a list of 256 is cut down to the M best
+when it might not hold another tile's, and their worst is the bound from then on:
 
                  one tile of blocks
-    64 queries  [ scores           ]   insert the best    [ M best scores | their ids ]
-                [                  ]  ----------------->  [               |           ]
-                [                  ]   while any beats
-                                       the M-th so far
+    64 queries  [ scores           ]   above the bound    [ list of up to 256 scores | their ids ]
+                [                  ]  ----------------->  [                          |           ]
+                                                             M best of it, when full and at the end
 
-A warp searches a tile for its best block as often as the query with the most newcomers, of the warp's 16, needs. A
-stream in random order holds about M / i newcomers in its i-th tile, which over a long one is most of the work, for a
-newcomer mostly leaves again. Long streams are therefore read twice: first only the maximum of every 256th block is
-kept, and the M-th best of those 256 is a score that the M best blocks all reach, so that the second reading looks at
-few others. Tiles behind the last candidate of 128 queries are not visited, and only those at the ends of their range
-compare ids with what is a candidate.
+Long streams are read twice: first only the maximum of every 256th block is kept, and the M-th best of those 256 is a
+score that the M best blocks all reach. Some 1.1 M (of 29) to 1.4 M (of 125) of 16,384 blocks reach it, so that a list is
+hardly ever full. The M-th best of 256 numbers is found by bisection of their bits, in 32 rounds whatever they are.
 
-Exact, ties included: blocks come in ascending order and the best is taken from the lowest index, so that a newcomer
-must beat the worst block held strictly, and among equally bad ones the one of highest index leaves.
+The lists of all multiprocessors take 34 MB of global memory, which stay in the second-level cache. Tiles behind the last
+candidate of 128 queries are not visited, and only those at the ends of their range compare ids with what is a candidate.
+
+Exact, ties included: blocks come in ascending order, so that a newcomer must beat the bound strictly, and among equals
+the M best are those of the lowest ids, which stand first. A score that is no number is never chosen.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +49,9 @@ QUERIES = HALF * WORKERS  # of a block of threads
 RING_BYTES = 128 << 10  # of shared memory for summaries
 GROUPS = 256  # of blocks, whose maxima bound the M-th best from below
 LEAST = 3  # blocks of a group that are worth reading twice
-LOWEST = float(jnp.finfo(jnp.float32).min)  # of what a candidate can score, so that it beats an empty slot
-BELOW = -jnp.iinfo(jnp.int32).max  # every id, also those of empty slots
+LISTED = 256  # blocks in a query's list
+LARGEST = int(jnp.iinfo(jnp.int32).max)
+LOWEST = float(jnp.finfo(jnp.float32).min)  # of what a candidate can score, so that it is above no bound
 
 
 def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
@@ -63,14 +65,12 @@ def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
       ctas: blocks of threads, one for each multiprocessor.
 
     Returns:
-      block ids int32 [X, P, M'] descending, then -1, and their scores float32 [X, P, M'], 0 where the id is -1. M' is M
-      rounded up to a multiple of 8.
+      block ids int32 [X, P, M] descending, then -1, and their scores float32 [X, P, M], 0 where the id is -1.
     """
-    (rows, padded, width), held, tile = router_q.shape, -(-count // 8) * 8, tile_of(count)
+    (rows, padded, width), tile = router_q.shape, tile_of(count)
     itemsize = router_q.dtype.itemsize
     stages = max(2, min(8, RING_BYTES // (tile * width * itemsize)))
-    total = rows * padded // QUERIES
-    ctas = min(ctas, total)
+    ctas = min(ctas, rows * padded // QUERIES)
     scratch = {
         "q_buffer": matrix(WORKERS, HALF, width, dtype=router_q.dtype),
         "ring": matrix(stages, tile, width, dtype=router_q.dtype),
@@ -80,14 +80,18 @@ def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
         "free": plgpu.Barrier(num_arrivals=WORKERS, num_barriers=stages),
     }
 
-    results = [jax.ShapeDtypeStruct((rows, padded, held), dtype) for dtype in (jnp.int32, jnp.float32)]
+    shapes = (rows, padded, count), (ctas, QUERIES, LISTED)
+    results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes for dtype in (jnp.int32, jnp.float32)]
+    results.append(jax.ShapeDtypeStruct((rows, padded), jnp.int32))
     arguments = router_q, summaries, low, high, _spans(low, high, tile, summaries.shape[1])
     kernel = functools.partial(_kernel, tile=tile, count=count, ctas=ctas)
-    return launch(kernel, results, scratch, ctas, arguments)
+    ids, scores, *_, chosen = launch(kernel, results, scratch, ctas, arguments)
+    some = jnp.arange(count, dtype=jnp.int32)[None, None] < chosen[..., None]
+    return jnp.where(some, ids, -1), jnp.where(some, scores, 0.0)
 
 
 def tile_of(count: int) -> int:
-    """Summaries compared at a time: scores, ids and a tile's scores share a thread's registers."""
+    """Summaries compared at a time: fewer where many are chosen, or lists would have to be cut down often."""
     return 128 if count <= 64 else 64
 
 
@@ -106,10 +110,10 @@ def _spans(low, high, tile: int, num_blocks: int):
     return jnp.stack([begin, a, b, end], axis=-1).astype(jnp.int32)
 
 
-def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buffer, ring, q_full, q_free, full, free,
-            tile: int, count: int, ctas: int):
+def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_ids, listed_scores, chosen_out, *,
+            q_buffer, ring, q_full, q_free, full, free, tile: int, count: int, ctas: int):
     warpgroup = lax.axis_index("warpgroup")
-    (stages, width), held_slots = ring.shape[::2], ids_out.shape[2]
+    stages, width = ring.shape[::2]
     my_rows = lambda query_tile, worker: pl.ds(query_tile * QUERIES + worker * HALF, HALF)
     slot_of = lambda step: lax.rem(step, jnp.int32(stages))
 
@@ -117,7 +121,8 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buf
     def _():
         plgpu.set_max_registers(REGISTERS[0], action="increase")
         column = plgpu.broadcasted_iota(jnp.int32, (HALF, tile), 1, layout=ACC)
-        place = plgpu.broadcasted_iota(jnp.int32, (HALF, held_slots), 1, layout=ACC)
+        lists = _Lists(*(x.at[lax.axis_index("cta"), pl.ds(warpgroup * HALF, HALF)]
+                         for x in (listed_scores, listed_ids)), count)
 
         def query_tile(x, query_tile, _, step):
             mine = my_rows(query_tile, warpgroup)
@@ -135,29 +140,24 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, *, q_buf
             def first_visit(i, maxima):
                 return tuple(jnp.maximum(x, scores_at(step + i * len(maxima) + j)) for j, x in enumerate(maxima))
 
-            def visit(i, held, at_edge: bool):
+            def visit(i, state, at_edge: bool):
+                lengths, bounds = lists.make_room(tile, *state)  # first, for both need most registers
                 scores = scores_at(step + seen + i - begin)
                 if at_edge:
                     inside = (column >= by_row(first - i * tile, column)) & (column <= by_row(last - i * tile, column))
                     scores = jnp.where(inside, scores, -jnp.inf)
-                worst = held[0].min(axis=1)
-                better = jnp.where(scores > by_row(worst, scores), jnp.float32(1), jnp.float32(0)).sum(axis=1)
-                newcomers = jnp.minimum(tensor_core.largest_of_warp(better.astype(jnp.int32)), jnp.int32(count))
-                insert = functools.partial(_insert, first=i * tile, column=column)
-                return lax.fori_loop(0, newcomers, insert, (scores, worst, *held))[2:]
+                return lists.append(scores, i * tile, lengths, bounds), bounds
 
-            # Empty slots have ids below 0, each another; what fills the last 8 up beats every score and never leaves.
             maxima = (constant(-jnp.inf, (HALF, tile), ACC),) * (GROUPS // tile)
             rounds = _rounds(a, b, tile)
             seen = rounds * len(maxima)
             maxima = lax.fori_loop(0, rounds, first_visit, maxima)
-            least = by_row(_below_best(maxima, jnp.where(rounds > 0, count, 1)), place)
-            held = jnp.where(place < count, least, jnp.float32(jnp.inf)), -1 - place
-            held = lax.fori_loop(begin, a, functools.partial(visit, at_edge=True), held)
-            held = lax.fori_loop(a, b, functools.partial(visit, at_edge=False), held)
-            held = lax.fori_loop(b, end, functools.partial(visit, at_edge=True), held)
+            state = _each_row(0), _below_best(maxima, rounds, count)
+            state = lax.fori_loop(begin, a, functools.partial(visit, at_edge=True), state)
+            state = lax.fori_loop(a, b, functools.partial(visit, at_edge=False), state)
+            state = lax.fori_loop(b, end, functools.partial(visit, at_edge=True), state)
             plgpu.barrier_arrive(q_free.at[warpgroup])
-            ids_out[x, mine], scores_out[x, mine] = _descending(*held, count=count, place=place)
+            chosen_out[x, mine] = lists.write_best(state[0], scores_out.at[x, mine], ids_out.at[x, mine])
             return step + seen + end - begin
 
         for_each_item(*spans.shape[:2], ctas, query_tile, jnp.int32(0))
@@ -204,43 +204,86 @@ def _rounds(a, b, tile: int):
     return jnp.where(rounds < LEAST, 0, rounds)
 
 
-def _below_best(maxima, count):
-    """Barely less than the `count`-th best of every row of `maxima`, or less yet where some are equal; float32 [64]."""
-    best = lambda maxima: functools.reduce(jnp.maximum, [x.max(axis=1) for x in maxima])
-
-    def remove(_, maxima):
-        highest = best(maxima)
-        return tuple(jnp.where(x == by_row(highest, x), jnp.float32(-jnp.inf), x) for x in maxima)
-
-    bound = best(lax.fori_loop(1, count, remove, maxima))
-    bound = jnp.where(bound > LOWEST, jnp.minimum(bound, -LOWEST), jnp.float32(-jnp.inf))  # a NaN bounds nothing
+def _below_best(maxima, rounds, count: int):
+    """Barely less than the `count`-th best of every row of `maxima`, -inf after no rounds; float32 [64]."""
+    least, _ = _nth_largest(tuple(map(_order, maxima)), count)
+    bound = _number(least)
+    some = (bound > LOWEST) & (rounds > 0)  # where a group has only what is no number, nothing is known
+    bound = jnp.where(some, jnp.minimum(bound, -LOWEST), jnp.float32(-jnp.inf))
     return bound - jnp.maximum(jnp.abs(bound) * 2.0**-22, 1e-37)
 
 
-def _insert(_, state, *, first, column):
-    """The best block of every query's tile, which starts at block `first`, replaces the worst held if better."""
-    scores, worst, held, ids = state
-    best = scores.max(axis=1)
-    where = jnp.where(scores == by_row(best, scores), column, jnp.int32(scores.shape[1])).min(axis=1)
-    scores = jnp.where(column == by_row(where, scores), jnp.float32(-jnp.inf), scores)
-    leaving = jnp.where(held == by_row(worst, held), ids, jnp.int32(BELOW)).max(axis=1)
-    taken = (ids == by_row(leaving, held)) & (by_row(best, held) > by_row(worst, held))
-    held = jnp.where(taken, by_row(best, held), held)
-    ids = jnp.where(taken, by_row(where + first, held), ids)
-    return scores, held.min(axis=1), held, ids
+class _Lists(NamedTuple):
+    """The lists of a warpgroup's 64 queries in global memory, [64, LISTED] each, and how many blocks are chosen."""
+
+    scores: jax.Array
+    ids: jax.Array
+    count: int
+
+    def append(self, scores, first_id, lengths, bounds):
+        """Appends what of `scores` [64, n] is above `bounds` [64]; -> new lengths."""
+        return tensor_core.append_better(scores, first_id, bounds, lengths, self.scores, self.ids)
+
+    def make_room(self, size: int, lengths, bounds):
+        """Lengths and bounds [64] after cutting down lists that could not take `size` blocks more."""
+        full = tensor_core.largest_of_warp(lengths) > LISTED - size
+        return lax.cond(full, self._cut, lambda *x: x, lengths, bounds)
+
+    def _cut(self, lengths, bounds):
+        scores, least, equals = self._best(lengths)
+        kept = tensor_core.append_better(
+            scores, self.ids, least, _each_row(0), self.scores, self.ids, equals=equals)
+        return kept, jnp.where(lengths < self.count, bounds, least)
+
+    def write_best(self, lengths, scores_out, ids_out):
+        """Writes the best blocks and their scores, ids descending; -> how many there are."""
+        scores, least, equals = self._best(lengths)
+        chosen = jnp.minimum(lengths, self.count)
+        tensor_core.append_better(
+            scores, self.ids, least, chosen - 1, scores_out, ids_out, equals=equals, backward=True)
+        return chosen
+
+    def _best(self, lengths):
+        """What is listed, [64, LISTED], the least of the best of it, and how many that equal that are among the best.
+
+        Of a list that holds fewer than are chosen all are the best.
+        """
+        scores = plgpu.load(self.scores, layout=ACC, optimized=False)
+        slot = plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=ACC)
+        order = _order(jnp.where(slot < by_row(lengths, slot), scores, -jnp.inf))
+        least, better = _nth_largest((order,), self.count)
+        least = jnp.where(lengths < self.count, jnp.float32(-jnp.inf), _number(least))
+        return _number(order), least, jnp.where(lengths < self.count, 0, self.count - better.astype(jnp.int32))
 
 
-def _descending(held, ids, *, count: int, place):
-    """What is held in the order of ids, highest first: ids, then -1, and scores, then 0."""
-    def take(j, state):
-        left, ids, scores = state
-        highest = left.max(axis=1)
-        here = left == by_row(highest, left)
-        score = jnp.where(here, held, jnp.float32(-jnp.inf)).max(axis=1)
-        some = highest >= 0
-        ids = jnp.where(place == j, by_row(jnp.where(some, highest, jnp.int32(-1)), ids), ids)
-        scores = jnp.where(place == j, by_row(jnp.where(some, score, jnp.float32(0)), scores), scores)
-        return jnp.where(here, jnp.int32(BELOW), left), ids, scores
+def _nth_largest(orders: tuple, count: int):
+    """The `count`-th largest number of every row of `orders`, int32 [64, n] each, and how many are larger; [64] both."""
+    def narrow(_, ends):
+        low, high = ends  # of what `count` numbers reach
+        middle = (low | high) - ((low ^ high) >> 1)
+        enough = sum(_count(x >= by_row(middle, x)) for x in orders) >= count
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)
 
-    nothing = jnp.minimum(place, -1), jnp.where(place >= 0, jnp.float32(0), held)  # in registers as `held` is
-    return lax.fori_loop(0, count, take, (ids, *nothing))[1:]
+    least = lax.fori_loop(0, 32, narrow, (_each_row(-1 - LARGEST), _each_row(LARGEST)))[0]
+    return least, sum(_count(x > by_row(least, x)) for x in orders)
+
+
+def _each_row(number):
+    """The same number for each of 64 rows."""
+    return plgpu.layout_cast(jnp.full((HALF,), number, jnp.int32 if isinstance(number, int) else jnp.float32), ROWS)
+
+
+def _count(some):
+    """How many are true in every row, float32."""
+    return jnp.where(some, jnp.float32(1), jnp.float32(0)).sum(axis=1)
+
+
+def _order(x):
+    """Integers in the order of the float32 numbers `x`."""
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    return bits ^ ((bits >> 31) & LARGEST)
+
+
+def _number(order):
+    """The inverse of `_order`."""
+    return lax.bitcast_convert_type(order ^ ((order >> 31) & LARGEST), jnp.float32)

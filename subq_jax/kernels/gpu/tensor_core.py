@@ -12,7 +12,7 @@ from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, vector
+from jaxlib.mlir.dialects import arith, llvm, memref, nvvm, scf, vector
 
 ACC = plgpu.Layout.WGMMA
 ROWS = plgpu.Layout.WGMMA.reduce(1)  # one number for each row of a product
@@ -102,6 +102,90 @@ def sums_of_warp(numbers, count: int):
         return tuple(mgpu.FragmentedArray.splat(x, ()) for x in totals)
 
     return sums(numbers)
+
+
+def append_better(scores, ids, bounds, places, kept_scores, kept_ids, *, equals=None, backward: bool = False):
+    """Every row's numbers above its bound go into its row of two tables, in the order of columns.
+
+    Warps need not come here together. What one of them has written all its lanes can read afterwards.
+
+    Args:
+      scores: float32 [64, n] in `ACC`.
+      ids: of the columns, whose first is this number, or a reference to those of every entry, int32 [64, n], which may
+        be `kept_ids` itself if no number goes behind where it comes from.
+      bounds: float32 [64] in `ROWS`.
+      places: int32 [64] in `ROWS`, where a row's first goes; there must be room for all.
+      kept_scores, kept_ids: references [64, C] into global memory.
+      equals: int32 [64] in `ROWS`, how many of a row's that equal its bound go with them, the first ones; None for none.
+      backward: the next goes before the last instead of behind it.
+
+    Returns:
+      int32 [64], where the next would go.
+    """
+    of_ids = plgpu.Layout.WG_SPLAT if ids.ndim == 0 else plgpu.RefType()
+    further = () if equals is None else (equals,)
+
+    @plgpu.inline_mgpu(arg_types=(ACC, of_ids, ROWS, ROWS, plgpu.RefType(), plgpu.RefType(), *(ROWS for _ in further)),
+                       return_type=plgpu.ShapeDtypeStruct(places.shape, jnp.int32, layout=ROWS))
+    def append(_, scores, ids, bounds, places, kept_scores, kept_ids, *further):
+        i32, index = ir.IntegerType.get_signless(32), ir.IndexType.get()
+        number = lambda x: arith.constant(i32, x)
+        at = lambda x: arith.index_cast(index, x)
+        ballot = lambda some: nvvm.vote_sync(number(-1), some, "ballot", results=[i32])
+        of_rows = lambda x: [vector.extract(register, [], [0]) for register in x.registers.flat]
+        forward = arith.subi if backward else arith.addi
+        thread = arith.remui(utils.thread_idx(), number(128))
+        lane = arith.remui(thread, number(32))
+        quad = arith.andi(lane, number(3))  # of four lanes that share rows
+        before = arith.subi(arith.shli(number(1), quad), number(1))
+        row = arith.addi(arith.muli(arith.divui(thread, number(32)), number(16)), arith.divui(lane, number(4)))
+        rows = [at(arith.addi(row, number(8 * half))) for half in range(2)]
+        of_quad = lambda votes: [arith.andi(arith.shrui(x, arith.subi(lane, quad)), number(15)) for x in votes]
+        earlier = lambda mine: arith.addi(*(llvm.intr_ctpop(arith.andi(x, before)) for x in mine))
+        total = lambda mine: arith.addi(*(llvm.intr_ctpop(x) for x in mine))
+        bounds, ends, *left = map(of_rows, (bounds, places, *further))
+        for i, pair in enumerate(scores.registers.flat):  # columns 8 j + 2 quad and the one behind, rows of one half
+            j, half = divmod(i, 2)
+            both = [vector.extract(pair, [], [k]) for k in range(2)]
+            compare = lambda how, both=both, half=half: [arith.cmpf(how, x, bounds[half]) for x in both]
+            better = compare(arith.CmpFPredicate.OGT)
+            if further:
+                equal = compare(arith.CmpFPredicate.OEQ)
+                mine = of_quad([ballot(x) for x in equal])
+                rank = earlier(mine)
+                ranks = rank, arith.addi(rank, arith.extui(i32, equal[0]))
+                here = [arith.andi(x, arith.cmpi(arith.CmpIPredicate.slt, rank, left[0][half]))
+                        for x, rank in zip(equal, ranks, strict=True)]
+                left[0][half] = arith.subi(left[0][half], total(mine))
+                better = [arith.ori(x, y) for x, y in zip(better, here, strict=True)]
+            votes = [ballot(x) for x in better]
+            some = arith.cmpi(arith.CmpIPredicate.ne, arith.ori(*votes), number(0))
+            branch = scf.IfOp(some, [i32], has_else=True)
+            with ir.InsertionPoint(branch.then_block):
+                mine = of_quad(votes)
+                place = forward(ends[half], earlier(mine))
+                slots = [place, forward(place, arith.extui(i32, better[0]))]
+                columns = [arith.addi(number(8 * j + k), arith.muli(quad, number(2))) for k in range(2)]
+                if isinstance(ids, mgpu.FragmentedArray):
+                    names = [arith.addi(ids.registers.flat[0], x) for x in columns]
+                else:
+                    names = [memref.load(ids, [rows[half], at(x)]) for x in columns]
+                    utils.warp_barrier()  # what is read here another lane may overwrite
+                for x, name, slot, is_better in zip(both, names, slots, better, strict=True):
+                    with utils.when(is_better):
+                        memref.store(x, kept_scores, [rows[half], at(slot)])
+                        memref.store(name, kept_ids, [rows[half], at(slot)])
+                scf.yield_([forward(ends[half], total(mine))])
+            with ir.InsertionPoint(branch.else_block):
+                scf.yield_([ends[half]])
+            ends[half] = branch.results[0]
+        utils.warp_barrier()
+        registers = places.registers.copy()
+        for i, end in enumerate(ends):
+            registers.flat[i] = vector.broadcast(registers.flat[i].type, end)
+        return mgpu.FragmentedArray(_registers=registers, _layout=places.layout, _is_signed=True)
+
+    return append(scores, ids, bounds, places, kept_scores, kept_ids, *further)
 
 
 def warp_scores(left, right):
