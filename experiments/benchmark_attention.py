@@ -212,12 +212,12 @@ def selective_error(values) -> float:
     config = arm("selective").selection_config()
     out, selection = jax.jit(lambda *x: selective_attention(
         *x, config, implementation=implementation(), return_selection=True))(*values)
-    exact = [x.astype(jnp.float32) for x in values]
     # the last queries see the most; the reference holds T x S
     rows = slice(-min(MAX_CHECKED, max(1, MAX_PAIRS // out.shape[1]), out.shape[1]), None)
-    expected = jax.jit(lambda q, k, v, router_q, router_k, ids: selective_attention(
-        q, k, v, router_q, router_k, config, selection=ids, implementation="reference"))(
-            exact[0][:, rows], *exact[1:3], exact[3][:, rows], exact[4], selection[:, rows])
+    q, k, v, router_q, router_k = values
+    exact = [x.astype(jnp.float32) for x in (q[:, rows], k, v, router_q[:, rows], router_k)]
+    expected = jax.jit(lambda ids, *exact: selective_attention(
+        *exact, config, selection=ids, implementation="reference"))(selection[:, rows], *exact)
     difference = jnp.linalg.norm((out[:, rows].astype(jnp.float32) - expected).ravel())
     return float(difference / jnp.linalg.norm(expected.ravel()))
 

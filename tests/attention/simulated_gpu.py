@@ -44,7 +44,7 @@ def append_better(scores, ids, bounds, places, kept_scores, kept_ids, *, equals=
     if equals is not None:
         equal = scores == bounds[:, None]
         better |= equal & (jnp.cumsum(equal, axis=1) <= equals[:, None])
-    names = ids + jnp.arange(scores.shape[1]) if ids.ndim == 0 else ids[...]
+    names = ids if ids.ndim else ids + jnp.arange(scores.shape[1])
     slots = jnp.where(better, places[:, None] + step * (jnp.cumsum(better, axis=1) - 1), kept_ids.shape[1])
     rows = jnp.arange(scores.shape[0])[:, None]
     for kept, new in ((kept_scores, scores), (kept_ids, jnp.broadcast_to(names, scores.shape))):
@@ -166,8 +166,8 @@ def long_streams():
         queries = jnp.abs(router_q) if summaries is rising else router_q  # every block is at least as good as all before
         score = jnp.einsum("xtr,xbr->xtb", queries, summaries, preferred_element_type=jnp.float32) / 8
         block = jnp.arange(1152)
-        candidate = (block >= low[..., None]) & (block <= high[..., None]) & ~jnp.isnan(score)
-        score = jnp.where(candidate, score, -jnp.inf)
+        candidate = (block >= low[..., None]) & (block <= high[..., None])
+        score = jnp.where(candidate, jnp.where(jnp.isnan(score), jnp.finfo(jnp.float32).min, score), -jnp.inf)
         with simulated_gpu():
             ids, gates = jax.block_until_ready(best_blocks(queries, summaries, low, high, count, ctas=1))
         best, expected = jax.lax.top_k(score, count)

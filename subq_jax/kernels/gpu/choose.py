@@ -11,13 +11,14 @@ when it might not hold another tile's, and their worst is the bound from then on
 
 Long streams are read twice: first only the maximum of every 256th block is kept, and the M-th best of those 256 is a
 score that the M best blocks all reach. Some 1.1 M (of 29) to 1.4 M (of 125) of 16,384 blocks reach it, so that a list is
-hardly ever full. The M-th best of 256 numbers is found by bisection of their bits, in 32 rounds whatever they are.
+hardly ever full. What M of 256 numbers reach is found by bisection of their bits, in a dozen rounds as a rule and 32 at
+most.
 
 The lists of all multiprocessors take 34 MB of global memory, which stay in the second-level cache. Tiles behind the last
 candidate of 128 queries are not visited, and only those at the ends of their range compare ids with what is a candidate.
 
 Exact, ties included: blocks come in ascending order, so that a newcomer must beat the bound strictly, and among equals
-the M best are those of the lowest ids, which stand first. A score that is no number is never chosen.
+the M best are those of the lowest ids, which stand first. A score that is no number is the worst that there can be.
 """
 
 import functools
@@ -49,7 +50,7 @@ QUERIES = HALF * WORKERS  # of a block of threads
 RING_BYTES = 128 << 10  # of shared memory for summaries
 GROUPS = 256  # of blocks, whose maxima bound the M-th best from below
 LEAST = 3  # blocks of a group that are worth reading twice
-LISTED = 256  # blocks in a query's list
+LISTED, PART = 256, 64  # blocks in a query's list; of those that are looked at together
 LARGEST = int(jnp.iinfo(jnp.int32).max)
 LOWEST = float(jnp.finfo(jnp.float32).min)  # of what a candidate can score, so that it is above no bound
 
@@ -82,11 +83,10 @@ def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
 
     shapes = (rows, padded, count), (ctas, QUERIES, LISTED)
     results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes for dtype in (jnp.int32, jnp.float32)]
-    results.append(jax.ShapeDtypeStruct((rows, padded), jnp.int32))
     arguments = router_q, summaries, low, high, _spans(low, high, tile, summaries.shape[1])
     kernel = functools.partial(_kernel, tile=tile, count=count, ctas=ctas)
-    ids, scores, *_, chosen = launch(kernel, results, scratch, ctas, arguments)
-    some = jnp.arange(count, dtype=jnp.int32)[None, None] < chosen[..., None]
+    ids, scores, *_ = launch(kernel, results, scratch, ctas, arguments)
+    some = jnp.arange(count, dtype=jnp.int32)[None, None] <= (high - low)[..., None]
     return jnp.where(some, ids, -1), jnp.where(some, scores, 0.0)
 
 
@@ -110,7 +110,7 @@ def _spans(low, high, tile: int, num_blocks: int):
     return jnp.stack([begin, a, b, end], axis=-1).astype(jnp.int32)
 
 
-def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_ids, listed_scores, chosen_out, *,
+def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_ids, listed_scores, *,
             q_buffer, ring, q_full, q_free, full, free, tile: int, count: int, ctas: int):
     warpgroup = lax.axis_index("warpgroup")
     stages, width = ring.shape[::2]
@@ -135,29 +135,29 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
                 plgpu.barrier_wait(full.at[slot])
                 scores = tensor_core.scores(q_buffer.at[warpgroup], ring.at[slot]) * score_scale(width)
                 plgpu.barrier_arrive(free.at[slot])
-                return jnp.maximum(scores, LOWEST)
+                return jnp.where(scores > LOWEST, scores, jnp.float32(LOWEST))
 
-            def first_visit(i, maxima):
-                return tuple(jnp.maximum(x, scores_at(step + i * len(maxima) + j)) for j, x in enumerate(maxima))
+            def bound_best(rounds):
+                maxima = (constant(-jnp.inf, (HALF, tile), ACC),) * (GROUPS // tile)
+                group = lambda i, maxima: tuple(
+                    jnp.maximum(x, scores_at(step + i * len(maxima) + j)) for j, x in enumerate(maxima))
+                return _below_best(lax.fori_loop(0, rounds, group, maxima), count)
 
-            def visit(i, state, at_edge: bool):
+            def visit(i, state):
                 lengths, bounds = lists.make_room(tile, *state)  # first, for both need most registers
-                scores = scores_at(step + seen + i - begin)
-                if at_edge:
-                    inside = (column >= by_row(first - i * tile, column)) & (column <= by_row(last - i * tile, column))
-                    scores = jnp.where(inside, scores, -jnp.inf)
+                scores = lax.cond((i < a) | (i >= b), clear_others, lambda _, x: x, i, scores_at(step + seen + i - begin))
                 return lists.append(scores, i * tile, lengths, bounds), bounds
 
-            maxima = (constant(-jnp.inf, (HALF, tile), ACC),) * (GROUPS // tile)
+            def clear_others(i, scores):
+                inside = (column >= by_row(first - i * tile, column)) & (column <= by_row(last - i * tile, column))
+                return jnp.where(inside, scores, -jnp.inf)
+
             rounds = _rounds(a, b, tile)
-            seen = rounds * len(maxima)
-            maxima = lax.fori_loop(0, rounds, first_visit, maxima)
-            state = _each_row(0), _below_best(maxima, rounds, count)
-            state = lax.fori_loop(begin, a, functools.partial(visit, at_edge=True), state)
-            state = lax.fori_loop(a, b, functools.partial(visit, at_edge=False), state)
-            state = lax.fori_loop(b, end, functools.partial(visit, at_edge=True), state)
+            seen = rounds * (GROUPS // tile)
+            bounds = lax.cond(rounds > 0, bound_best, lambda _: _each_row(-jnp.inf), rounds)
+            lengths, bounds = lax.fori_loop(begin, end, visit, (_each_row(0), bounds))
             plgpu.barrier_arrive(q_free.at[warpgroup])
-            chosen_out[x, mine] = lists.write_best(state[0], scores_out.at[x, mine], ids_out.at[x, mine])
+            lists.write_best(lengths, bounds, scores_out.at[x, mine], ids_out.at[x, mine])
             return step + seen + end - begin
 
         for_each_item(*spans.shape[:2], ctas, query_tile, jnp.int32(0))
@@ -204,13 +204,13 @@ def _rounds(a, b, tile: int):
     return jnp.where(rounds < LEAST, 0, rounds)
 
 
-def _below_best(maxima, rounds, count: int):
-    """Barely less than the `count`-th best of every row of `maxima`, -inf after no rounds; float32 [64]."""
-    least, _ = _nth_largest(tuple(map(_order, maxima)), count)
-    bound = _number(least)
-    some = (bound > LOWEST) & (rounds > 0)  # where a group has only what is no number, nothing is known
-    bound = jnp.where(some, jnp.minimum(bound, -LOWEST), jnp.float32(-jnp.inf))
-    return bound - jnp.maximum(jnp.abs(bound) * 2.0**-22, 1e-37)
+def _below_best(maxima, count: int):
+    """Barely less than the `count`-th best of every row of `maxima` or what is between it and the next; float32 [64]."""
+    orders = tuple(map(_order, maxima))
+    lowest = functools.reduce(jnp.minimum, [x.min(axis=1) for x in orders])
+    bound = _number(_reached_by(orders, count, lowest, _highest(orders), _each_row(float(GROUPS))))
+    bound = jnp.minimum(bound, -LOWEST)
+    return jnp.where(bound > LOWEST, bound - jnp.maximum(jnp.abs(bound) * 2.0**-22, 1e-37), -jnp.inf)
 
 
 class _Lists(NamedTuple):
@@ -230,42 +230,73 @@ class _Lists(NamedTuple):
         return lax.cond(full, self._cut, lambda *x: x, lengths, bounds)
 
     def _cut(self, lengths, bounds):
-        scores, least, equals = self._best(lengths)
-        kept = tensor_core.append_better(
-            scores, self.ids, least, _each_row(0), self.scores, self.ids, equals=equals)
-        return kept, jnp.where(lengths < self.count, bounds, least)
+        """Keeps the best of each list in its place."""
+        least, equals = self._best(lengths, bounds)
+        self._copy(lengths, least, equals, _each_row(0), self.scores, self.ids)
+        return jnp.minimum(lengths, self.count), least
 
-    def write_best(self, lengths, scores_out, ids_out):
-        """Writes the best blocks and their scores, ids descending; -> how many there are."""
-        scores, least, equals = self._best(lengths)
-        chosen = jnp.minimum(lengths, self.count)
-        tensor_core.append_better(
-            scores, self.ids, least, chosen - 1, scores_out, ids_out, equals=equals, backward=True)
-        return chosen
+    def write_best(self, lengths, bounds, scores_out, ids_out):
+        """Writes the best blocks and their scores, ids descending."""
+        last = jnp.minimum(lengths, self.count) - 1
+        self._copy(lengths, *self._best(lengths, bounds), last, scores_out, ids_out, backward=True)
 
-    def _best(self, lengths):
-        """What is listed, [64, LISTED], the least of the best of it, and how many that equal that are among the best.
+    def _best(self, lengths, bounds):
+        """A number that the best of a list reach, and how many are to be taken of those that equal it.
 
         Of a list that holds fewer than are chosen all are the best.
         """
-        scores = plgpu.load(self.scores, layout=ACC, optimized=False)
+        orders = [_order(self._part(i, lengths)) for i in range(LISTED // PART)]
+        lowest = _order(bounds)
+        highest = jnp.where(lengths <= self.count, lowest, _highest(orders))  # of few there is nothing to look for
+        least = _reached_by(orders, self.count, lowest, highest, lengths.astype(jnp.float32))
+        better = sum(_count(x > by_row(least, x)) for x in orders).astype(jnp.int32)
+        return _number(least), jnp.where(lengths < self.count, 0, self.count - better)
+
+    def _copy(self, lengths, least, equals, places, scores_out, ids_out, *, backward: bool = False):
+        """Copies what is above `least` and the first `equals` that equal it, from `places` on."""
+        def copy(i, state):
+            places, equals = state
+            scores = self._part(i, lengths)
+            ids = plgpu.load(self.ids.at[:, pl.ds(i * PART, PART)], layout=ACC, optimized=False)
+            places = tensor_core.append_better(
+                scores, ids, least, places, scores_out, ids_out, equals=equals, backward=backward)
+            return places, equals - _count(scores == by_row(least, scores)).astype(jnp.int32)
+
+        lax.fori_loop(0, LISTED // PART, copy, (places, equals))
+
+    def _part(self, i, lengths):
+        """Scores of a part of the lists, -inf behind their ends; float32 [64, PART]."""
+        scores = plgpu.load(self.scores.at[:, pl.ds(i * PART, PART)], layout=ACC, optimized=False)
         slot = plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=ACC)
-        order = _order(jnp.where(slot < by_row(lengths, slot), scores, -jnp.inf))
-        least, better = _nth_largest((order,), self.count)
-        least = jnp.where(lengths < self.count, jnp.float32(-jnp.inf), _number(least))
-        return _number(order), least, jnp.where(lengths < self.count, 0, self.count - better.astype(jnp.int32))
+        return jnp.where(slot < by_row(lengths - i * PART, slot), scores, -jnp.inf)
 
 
-def _nth_largest(orders: tuple, count: int):
-    """The `count`-th largest number of every row of `orders`, int32 [64, n] each, and how many are larger; [64] both."""
-    def narrow(_, ends):
-        low, high = ends  # of what `count` numbers reach
+def _reached_by(orders, count: int, low, high, reaching):
+    """A number that `count` of every row of `orders`, int32 [64, n] each, reach and, but for equals, no other; [64].
+
+    Args:
+      orders: what is counted.
+      count: how many are to reach it.
+      low, high: int32 [64], a number that `count` reach, and one that is reached if it is the largest.
+      reaching: float32 [64], how many reach `low`.
+    """
+    def narrow(state):
+        _, low, high, reaching = state
         middle = (low | high) - ((low ^ high) >> 1)
-        enough = sum(_count(x >= by_row(middle, x)) for x in orders) >= count
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)
+        counted = sum(_count(x >= by_row(middle, x)) for x in orders)
+        enough = counted >= count
+        low, high = jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)
+        return going(low, high, jnp.where(enough, counted, reaching))
 
-    least = lax.fori_loop(0, 32, narrow, (_each_row(-1 - LARGEST), _each_row(LARGEST)))[0]
-    return least, sum(_count(x > by_row(least, x)) for x in orders)
+    def going(low, high, reaching):
+        left = jnp.where((low < high) & (reaching > count), 1, 0)
+        return tensor_core.largest_of_warp(left), low, high, reaching
+
+    return lax.while_loop(lambda state: state[0] > 0, narrow, going(low, high, reaching))[1]
+
+
+def _highest(orders):
+    return functools.reduce(jnp.maximum, [x.max(axis=1) for x in orders])
 
 
 def _each_row(number):

@@ -111,8 +111,8 @@ def append_better(scores, ids, bounds, places, kept_scores, kept_ids, *, equals=
 
     Args:
       scores: float32 [64, n] in `ACC`.
-      ids: of the columns, whose first is this number, or a reference to those of every entry, int32 [64, n], which may
-        be `kept_ids` itself if no number goes behind where it comes from.
+      ids: of the columns, whose first is this number, or of every entry, int32 [64, n] in `ACC`. What was loaded from
+        the tables may go back into them, if no number goes behind where it comes from.
       bounds: float32 [64] in `ROWS`.
       places: int32 [64] in `ROWS`, where a row's first goes; there must be room for all.
       kept_scores, kept_ids: references [64, C] into global memory.
@@ -122,7 +122,7 @@ def append_better(scores, ids, bounds, places, kept_scores, kept_ids, *, equals=
     Returns:
       int32 [64], where the next would go.
     """
-    of_ids = plgpu.Layout.WG_SPLAT if ids.ndim == 0 else plgpu.RefType()
+    of_ids = ACC if ids.ndim else plgpu.Layout.WG_SPLAT
     further = () if equals is None else (equals,)
 
     @plgpu.inline_mgpu(arg_types=(ACC, of_ids, ROWS, ROWS, plgpu.RefType(), plgpu.RefType(), *(ROWS for _ in further)),
@@ -144,6 +144,7 @@ def append_better(scores, ids, bounds, places, kept_scores, kept_ids, *, equals=
         earlier = lambda mine: arith.addi(*(llvm.intr_ctpop(arith.andi(x, before)) for x in mine))
         total = lambda mine: arith.addi(*(llvm.intr_ctpop(x) for x in mine))
         bounds, ends, *left = map(of_rows, (bounds, places, *further))
+        utils.warp_barrier()  # what one lane has loaded from the tables another may overwrite
         for i, pair in enumerate(scores.registers.flat):  # columns 8 j + 2 quad and the one behind, rows of one half
             j, half = divmod(i, 2)
             both = [vector.extract(pair, [], [k]) for k in range(2)]
@@ -165,12 +166,11 @@ def append_better(scores, ids, bounds, places, kept_scores, kept_ids, *, equals=
                 mine = of_quad(votes)
                 place = forward(ends[half], earlier(mine))
                 slots = [place, forward(place, arith.extui(i32, better[0]))]
-                columns = [arith.addi(number(8 * j + k), arith.muli(quad, number(2))) for k in range(2)]
-                if isinstance(ids, mgpu.FragmentedArray):
-                    names = [arith.addi(ids.registers.flat[0], x) for x in columns]
+                if of_ids is ACC:
+                    names = [vector.extract(ids.registers.flat[i], [], [k]) for k in range(2)]
                 else:
-                    names = [memref.load(ids, [rows[half], at(x)]) for x in columns]
-                    utils.warp_barrier()  # what is read here another lane may overwrite
+                    first = arith.addi(ids.registers.flat[0], arith.muli(quad, number(2)))
+                    names = [arith.addi(first, number(8 * j + k)) for k in range(2)]
                 for x, name, slot, is_better in zip(both, names, slots, better, strict=True):
                     with utils.when(is_better):
                         memref.store(x, kept_scores, [rows[half], at(slot)])
