@@ -43,7 +43,7 @@ VARIANTS = {
     "block16_tree": block16("model", fanouts=(64,), beam_width=32),
     "block16_mean4": block16("model", router_window=4),  # do neighbours choose alike, and what does it cost?
     "block16_mean8": block16("model", router_window=8),
-    "block16_learned8": block16("model", router_window=8, router_learns_window=True),
+    "block16_learned8": block16("model", router_window=8, router_learns_window=True),  # not run yet
     "block16_untied_learned8": block16("model", router_window=8, router_learns_window=True, router_tied=False),
     "block16_router128": block16("model", router_dim=128),
     "block16_one_selective": block16("model", layer_pattern=("local", "local", "local", "selective")),

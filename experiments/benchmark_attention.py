@@ -216,8 +216,8 @@ def selective_error(values) -> float:
     rows = slice(-min(MAX_CHECKED, max(1, MAX_PAIRS // out.shape[1]), out.shape[1]), None)
     q, k, v, router_q, router_k = values
     exact = [x.astype(jnp.float32) for x in (q[:, rows], k, v, router_q[:, rows], router_k)]
-    expected = jax.jit(lambda ids, *exact: selective_attention(
-        *exact, config, selection=ids, implementation="reference"))(selection[:, rows], *exact)
+    expected = jax.jit(lambda ids, *x: selective_attention(
+        *x, config, selection=ids, implementation="reference"))(selection[:, rows], *exact)
     difference = jnp.linalg.norm((out[:, rows].astype(jnp.float32) - expected).ravel())
     return float(difference / jnp.linalg.norm(expected.ravel()))
 

@@ -16,6 +16,13 @@ def check_share(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be in [0, 1], got {value!r}")
 
 
+def check_learned_window(learns: bool, window: int, share: float, section: str = "") -> None:
+    """Raises ValueError where a router is to learn a window that has one token, or none to begin with."""
+    if learns and (window == 1 or share == 0):
+        raise ValueError(f"{section}router_learns_window needs router_window > 1 and router_share > 0, "
+                         f"got {window} and {share}")
+
+
 def check_mapping(section: str, values: Any) -> None:
     """Raises ValueError unless a section of a config is a mapping or a `ConfigDict`, which is no `Mapping`."""
     if not hasattr(values, "keys"):

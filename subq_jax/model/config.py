@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from subq_jax.attention.mechanisms import PHASES, ROUTED, Mechanism
-from subq_jax.checks import check_fields, check_integer, check_share
+from subq_jax.checks import check_fields, check_integer, check_learned_window, check_share
 
 LAYER_KINDS = ("local", "selective")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -75,9 +75,7 @@ class DecoderConfig:
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim must be even (RoPE rotates pairs), got {self.head_dim}")
         check_share("model.router_share", self.router_share)
-        if self.router_learns_window and (self.router_window == 1 or self.router_share == 0):
-            raise ValueError("model.router_learns_window needs router_window > 1 and router_share > 0, got "
-                             f"{self.router_window} and {self.router_share}")
+        check_learned_window(self.router_learns_window, self.router_window, self.router_share, section="model.")
         if self.rope_base <= 0:
             raise ValueError(f"model.rope_base must be > 0, got {self.rope_base}")
         for name, allowed in (("dtype", DTYPES), ("param_dtype", PARAM_DTYPES), ("router_training", ROUTER_TRAINING)):

@@ -3,13 +3,13 @@
     features(x) = softplus(x W)
     router_q = mean over the head group of features(q)          router_k = features(k) - center
 
-`W` is shared by queries and keys, so that whatever attention has learned to match also scores high, from the first
-step on; the gate then sharpens it. A `Router` that is not tied only starts so: each query head goes on with a `W` of its
-own, as keys do. Router queries are non-negative, so a max-pooled summary bounds every token of its
-block from above. The learned `center` starts at what the summary of a block of unrelated tokens is expected to be, so
-that an average block's gate is near 0 instead of far above every logit. It moves all candidates of a query equally and
-leaves their ranking alone. It is taken from the keys, where it keeps numbers small: as a channel of its own, one large
-number against the sum of the others, it cost half precision a third of a nat (docs/experiments/selector_log.md).
+`W` is shared by queries and keys, so that whatever attention has learned to match also scores high, from the first step
+on; the gate then sharpens it. With a `W` for each query head they only start shared: every head goes on with its own,
+as keys do. Router queries are non-negative, so a max-pooled summary bounds every token of its block from above. The
+learned `center` starts at what the summary of a block of unrelated tokens is expected to be, so that an average block's
+gate is near 0 instead of far above every logit. It moves all candidates of a query equally and leaves their ranking
+alone. It is taken from the keys, where it keeps numbers small: as a channel of its own, one large number against the
+sum of the others, it cost half precision a third of a nat (docs/experiments/selector_log.md).
 """
 
 import math
@@ -28,7 +28,8 @@ SHARPNESS = 3.0  # standard deviation of the pre-activations at the start: sharp
 class Router(nnx.Module):
     """Maps attention queries and keys to router queries and keys of `router_dim` channels.
 
-    `untied_heads`, the query heads of a KV head, gives each a matrix of its own; 0 ties all to that of the keys.
+    `untied_heads`, the query heads G of a KV head, gives each a matrix of its own, `query_kernel` [K, G, H, R]; 0 ties
+    all to that of the keys, `kernel` [K, H, R].
     """
 
     def __init__(self, num_kv_heads: int, head_dim: int, router_dim: int, selection: SelectionConfig,

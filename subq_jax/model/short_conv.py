@@ -68,10 +68,11 @@ class RunningMean(ShortConvolution):
 class LearnedMean(ShortConvolution):
     """A mean of the last `width` tokens' features whose weights every channel learns.
 
-    The weights are positive and add up to 1, so that non-negative features stay so; they start as `RunningMean`'s.
+    The weights are positive and add up to 1, so that non-negative features stay so; they start as `RunningMean`'s,
+    whose `share` must be above 0 here. Before a document's start stand zeros.
     """
 
-    SPEED = 4.0  # of the weights' logarithms beside other parameters: whole steps of them, not hundredths
+    SPEED = 4.0  # logits per unit of kernel: kernels move by hundredths in training, logits should by tenths
 
     def __init__(self, heads: int, features: int, width: int, share: float = 1.0, *, param_dtype):
         super().__init__(heads, features, width, param_dtype=param_dtype)
@@ -79,4 +80,5 @@ class LearnedMean(ShortConvolution):
         self.kernel[...] = jnp.log(mean) / self.SPEED
 
     def taps(self, dtype):
+        """The weights [width, K, R]."""
         return jax.nn.softmax(self.SPEED * self.kernel[...], axis=0).astype(dtype)

@@ -162,8 +162,9 @@ def long_streams():
     drawn = jax.random.normal(jax.random.fold_in(key, 1), (1, 1152, 64), jnp.bfloat16)
     drawn = drawn.at[:, 1::8].set(drawn[:, ::8])  # every fourth block equals another
     rising = jnp.broadcast_to(jnp.arange(1152.0)[:, None] // 3, drawn.shape).astype(jnp.bfloat16)
-    for summaries, count in ((drawn, 9), (drawn, 70), (drawn * 0, 33), (rising, 128), (drawn.at[:, 40].set(jnp.nan), 9)):
-        queries = jnp.abs(router_q) if summaries is rising else router_q  # every block is at least as good as all before
+    broken = drawn.at[:, 40].set(jnp.nan)
+    for summaries, count in ((drawn, 9), (drawn, 70), (drawn * 0, 33), (rising, 128), (broken, 9)):
+        queries = jnp.abs(router_q) if summaries is rising else router_q  # blocks get better and better
         score = jnp.einsum("xtr,xbr->xtb", queries, summaries, preferred_element_type=jnp.float32) / 8
         block = jnp.arange(1152)
         candidate = (block >= low[..., None]) & (block <= high[..., None])

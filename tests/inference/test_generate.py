@@ -55,8 +55,12 @@ def test_prefill_in_chunks_equals_the_full_forward(mechanism):
         jnp.concatenate(parts, axis=1), forward(decoder(mechanism), prompt), atol=1e-4, rtol=0)
 
 
-def test_router_queries_that_are_means_over_neighbours_go_on_across_chunks():
-    model, prompt = decoder("selective", router_window=5), tokens(40)
+@pytest.mark.parametrize("router", [{}, {"router_learns_window": True}, {"router_tied": False}])
+def test_router_queries_that_are_means_over_neighbours_go_on_across_chunks(router):
+    model, prompt = decoder("selective", router_window=5, **router), tokens(40)
+    for path, param in nnx.iter_graph(model):  # from where they start learned windows equal the fixed one
+        if "router_mean" in path and isinstance(param, nnx.Param):
+            param[...] = jax.random.normal(jax.random.key(3), param.shape)
     whole, chunked = forward(model, prompt), nnx.clone(model)
     assert not np.allclose(whole, forward(decoder("selective"), prompt), atol=1e-3)
     chunked.init_cache(2, 40)

@@ -159,6 +159,9 @@ def test_options_of_one_class_are_checked():
         build("selective", router_window=0)
     with pytest.raises(ValueError, match=r"router_share must be in \[0, 1\], got 1.5"):
         build("selective", router_window=2, router_share=1.5)
+    for wrong in ({"router_window": 1}, {"router_window": 2, "router_share": 0}):
+        with pytest.raises(ValueError, match="router_learns_window needs router_window > 1 and router_share > 0, got"):
+            build("selective", router_learns_window=True, **wrong)
     with pytest.raises(ValueError, match="router_dim must be a multiple of 4 index heads, got 6"):
         build("learned_router", router_dim=6)
     with pytest.raises(TypeError, match="phase"):

@@ -1,8 +1,8 @@
-"""Scoring and choosing in one Hopper kernel: no array of scores leaves the chip.
+"""Scoring and choosing in one Hopper kernel, which writes down only what beats a bound, never all scores.
 
-Two warpgroups own 64 queries each; a third copies the summaries, a tile of blocks at a time, into a ring that both read.
-What scores above a query's bound is appended to its list, in the order of ids; a list of 256 is cut down to the M best
-when it might not hold another tile's, and their worst is the bound from then on:
+Two warpgroups own 64 queries each; a third copies the summaries, a tile of blocks at a time, into a ring that both
+read. What scores above a query's bound is appended to its list, in the order of ids; a list of 256 is cut down to the M
+best when it might not hold another tile's, and their worst is the bound from then on:
 
                  one tile of blocks
     64 queries  [ scores           ]   above the bound    [ list of up to 256 scores | their ids ]
@@ -10,12 +10,13 @@ when it might not hold another tile's, and their worst is the bound from then on
                                                              M best of it, when full and at the end
 
 Long streams are read twice: first only the maximum of every 256th block is kept, and the M-th best of those 256 is a
-score that the M best blocks all reach. Some 1.1 M (of 29) to 1.4 M (of 125) of 16,384 blocks reach it, so that a list is
-hardly ever full. What M of 256 numbers reach is found by bisection of their bits, in a dozen rounds as a rule and 32 at
+score that the M best blocks all reach. If the order is random 1.1 M (of 29) to 1.4 M (of 125) of 16,384 blocks reach
+it, so that a list is hardly ever full. What M of 256 numbers reach is found by bisection of their bits, in 32 rounds at
 most.
 
-The lists of all multiprocessors take 34 MB of global memory, which stay in the second-level cache. Tiles behind the last
-candidate of 128 queries are not visited, and only those at the ends of their range compare ids with what is a candidate.
+The lists of all multiprocessors take 35 MB of global memory, less than the second-level cache holds. Tiles behind the
+last candidate of 128 queries are not visited, and only those at the ends of their range compare ids with what is a
+candidate.
 
 Exact, ties included: blocks come in ascending order, so that a newcomer must beat the bound strictly, and among equals
 the M best are those of the lowest ids, which stand first. A score that is no number is the worst that there can be.
@@ -51,8 +52,8 @@ RING_BYTES = 128 << 10  # of shared memory for summaries
 GROUPS = 256  # of blocks, whose maxima bound the M-th best from below
 LEAST = 3  # blocks of a group that are worth reading twice
 LISTED, PART = 256, 64  # blocks in a query's list; of those that are looked at together
-LARGEST = int(jnp.iinfo(jnp.int32).max)
-LOWEST = float(jnp.finfo(jnp.float32).min)  # of what a candidate can score, so that it is above no bound
+LARGEST = int(jnp.iinfo(jnp.int32).max)  # all bits but the sign
+LOWEST = float(jnp.finfo(jnp.float32).min)  # of what a candidate can score, so that it is above -inf, the first bound
 
 
 def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
@@ -86,8 +87,8 @@ def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
     arguments = router_q, summaries, low, high, _spans(low, high, tile, summaries.shape[1])
     kernel = functools.partial(_kernel, tile=tile, count=count, ctas=ctas)
     ids, scores, *_ = launch(kernel, results, scratch, ctas, arguments)
-    some = jnp.arange(count, dtype=jnp.int32)[None, None] <= (high - low)[..., None]
-    return jnp.where(some, ids, -1), jnp.where(some, scores, 0.0)
+    filled = jnp.arange(count, dtype=jnp.int32)[None, None] <= (high - low)[..., None]
+    return jnp.where(filled, ids, -1), jnp.where(filled, scores, 0.0)
 
 
 def tile_of(count: int) -> int:
@@ -145,7 +146,8 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
 
             def visit(i, state):
                 lengths, bounds = lists.make_room(tile, *state)  # first, for both need most registers
-                scores = lax.cond((i < a) | (i >= b), clear_others, lambda _, x: x, i, scores_at(step + seen + i - begin))
+                scores = scores_at(step + seen + i - begin)
+                scores = lax.cond((i < a) | (i >= b), clear_others, lambda _, x: x, i, scores)
                 return lists.append(scores, i * tile, lengths, bounds), bounds
 
             def clear_others(i, scores):
@@ -205,7 +207,7 @@ def _rounds(a, b, tile: int):
 
 
 def _below_best(maxima, count: int):
-    """Barely less than the `count`-th best of every row of `maxima` or what is between it and the next; float32 [64]."""
+    """A number barely below the `count`-th best of every row of `maxima`, float32 [64]; -inf where there is none."""
     orders = tuple(map(_order, maxima))
     lowest = functools.reduce(jnp.minimum, [x.min(axis=1) for x in orders])
     bound = _number(_reached_by(orders, count, lowest, _highest(orders), _each_row(float(GROUPS))))
@@ -241,7 +243,7 @@ class _Lists(NamedTuple):
         self._copy(lengths, *self._best(lengths, bounds), last, scores_out, ids_out, backward=True)
 
     def _best(self, lengths, bounds):
-        """A number that the best of a list reach, and how many are to be taken of those that equal it.
+        """A number that the best of a list reach, and how many that equal it are among them.
 
         Of a list that holds fewer than are chosen all are the best.
         """
@@ -272,10 +274,10 @@ class _Lists(NamedTuple):
 
 
 def _reached_by(orders, count: int, low, high, reaching):
-    """A number that `count` of every row of `orders`, int32 [64, n] each, reach and, but for equals, no other; [64].
+    """For every row the `count`-th largest of `orders`, or a number that exactly `count` of them reach; int32 [64].
 
     Args:
-      orders: what is counted.
+      orders: integers of `_order`, int32 [64, n] each.
       count: how many are to reach it.
       low, high: int32 [64], a number that `count` reach, and one that is reached if it is the largest.
       reaching: float32 [64], how many reach `low`.
@@ -286,13 +288,13 @@ def _reached_by(orders, count: int, low, high, reaching):
         counted = sum(_count(x >= by_row(middle, x)) for x in orders)
         enough = counted >= count
         low, high = jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)
-        return going(low, high, jnp.where(enough, counted, reaching))
+        return state_of(low, high, jnp.where(enough, counted, reaching))
 
-    def going(low, high, reaching):
+    def state_of(low, high, reaching):
         left = jnp.where((low < high) & (reaching > count), 1, 0)
         return tensor_core.largest_of_warp(left), low, high, reaching
 
-    return lax.while_loop(lambda state: state[0] > 0, narrow, going(low, high, reaching))[1]
+    return lax.while_loop(lambda state: state[0] > 0, narrow, state_of(low, high, reaching))[1]
 
 
 def _highest(orders):

@@ -8,7 +8,7 @@ from subq_jax.selection.inputs import SelectiveInputs
 
 BLOCK_SIZES, HEAD_DIMS, MAX_ROUTER_DIM = (32, 64, 128), (64, 128), 256
 MAX_GROUP = 32  # rows of a token: two warps' products, half the rows of a step along keys
-MAX_CHOSEN = 128  # blocks of a query: their ids and scores are held in registers
+MAX_CHOSEN = 128  # blocks of a query: its list must have room for them and another tile's
 CAPABILITY = "9.0"  # Hopper: the kernels use instructions that neither older nor newer chips have
 MAX_PAIRS = 2**31 - 2**20  # of a token and a block it sees: int32 numbers them
 

@@ -87,7 +87,7 @@ def choose_flat(router_q, summaries, place: QueryPlace, config: SelectionConfig)
     ids, scores = best_blocks(
         whole_rows(fold_keys(router_q), QUERIES), summaries, whole_rows(low, QUERIES), whole_rows(high, QUERIES, -1),
         config.num_blocks, MULTIPROCESSORS)
-    return tuple(x[:, :queries, : config.num_blocks] for x in (ids, scores))
+    return ids[:, :queries], scores[:, :queries]
 
 
 class Tiles(NamedTuple):

@@ -107,16 +107,24 @@ def sums_of_warp(numbers, count: int):
 def append_better(scores, ids, bounds, places, kept_scores, kept_ids, *, equals=None, backward: bool = False):
     """Every row's numbers above its bound go into its row of two tables, in the order of columns.
 
-    Warps need not come here together. What one of them has written all its lanes can read afterwards.
+    Four lanes share a row of 8 columns. All vote; a lane's place is behind what those before it and its own left column
+    put down:
+
+        columns  0   1   2   3   4   5   6   7        * above the bound
+        lane     0   0   1   1   2   2   3   3
+                 .   *   .   .   *   *   .   *
+        place        +0          +1  +2      +3
+
+    Warps need not come here together. What one of them has written all its lanes can read afterwards. `scores` and
+    `ids` may have been loaded from the tables themselves, if none moves to a later column.
 
     Args:
       scores: float32 [64, n] in `ACC`.
-      ids: of the columns, whose first is this number, or of every entry, int32 [64, n] in `ACC`. What was loaded from
-        the tables may go back into them, if no number goes behind where it comes from.
+      ids: of the columns, whose first is this number, or of every entry, int32 [64, n] in `ACC`.
       bounds: float32 [64] in `ROWS`.
       places: int32 [64] in `ROWS`, where a row's first goes; there must be room for all.
       kept_scores, kept_ids: references [64, C] into global memory.
-      equals: int32 [64] in `ROWS`, how many of a row's that equal its bound go with them, the first ones; None for none.
+      equals: int32 [64] in `ROWS`, how many that equal the bound go along, the first of each row; None for none.
       backward: the next goes before the last instead of behind it.
 
     Returns:
@@ -144,7 +152,7 @@ def append_better(scores, ids, bounds, places, kept_scores, kept_ids, *, equals=
         earlier = lambda mine: arith.addi(*(llvm.intr_ctpop(arith.andi(x, before)) for x in mine))
         total = lambda mine: arith.addi(*(llvm.intr_ctpop(x) for x in mine))
         bounds, ends, *left = map(of_rows, (bounds, places, *further))
-        utils.warp_barrier()  # what one lane has loaded from the tables another may overwrite
+        utils.warp_barrier()  # what was loaded from the tables is loaded before another lane overwrites it
         for i, pair in enumerate(scores.registers.flat):  # columns 8 j + 2 quad and the one behind, rows of one half
             j, half = divmod(i, 2)
             both = [vector.extract(pair, [], [k]) for k in range(2)]

@@ -9,7 +9,7 @@ from flax import nnx
 from subq_jax.attention.api import selective_attention
 from subq_jax.attention.dense import dense_attention
 from subq_jax.attention.distillation import router_divergence
-from subq_jax.checks import check_integer, check_share
+from subq_jax.checks import check_integer, check_learned_window, check_share
 from subq_jax.model.attention_modules.causal import CausalAttention
 from subq_jax.model.attention_modules.warm_up import DivergenceLoss, check_phase
 from subq_jax.model.router import Router
@@ -25,9 +25,9 @@ class SelectiveAttention(CausalAttention):
     `selection` sets block size and budget, `router_dim` the width R of the router. Of a router query a part
     `router_share` is the mean of the last `router_window` tokens', so that neighbours choose alike (default 1 token:
     none); with `router_learns_window` every channel goes on from there to a mean of its own. `router_tied` keeps one
-    matrix for all query heads and keys. `gate` and `implementation` are those of `subq_jax.selective_attention`. The gate trains the router by the
-    model's loss; a call with `distil=True` also keeps a `DivergenceLoss` of the router alone, which trains it without a
-    gate or beside it.
+    matrix for all query heads and keys. `gate` and `implementation` are those of `subq_jax.selective_attention`. The
+    gate trains the router by the model's loss; a call with `distil=True` also keeps a `DivergenceLoss` of the router
+    alone, which trains it without a gate or beside it.
 
     `phase` of a call is one of `PHASES`: `"sparse"`; `"gated"`, the warm-up in which every candidate block is selected,
     so that all receive a gradient; `"dense"`, plain dense attention, in which attention learns undisturbed.
@@ -40,6 +40,7 @@ class SelectiveAttention(CausalAttention):
         check_integer("router_dim", router_dim, 1)
         check_integer("router_window", router_window, 1)
         check_share("router_share", router_share)
+        check_learned_window(router_learns_window, router_window, router_share)
         super().__init__(num_heads, in_features, *args, rngs=rngs, **options)
         self.selection = SelectionConfig() if selection is None else selection
         self.router_dim, self.gate, self.implementation = router_dim, gate, implementation
@@ -48,9 +49,11 @@ class SelectiveAttention(CausalAttention):
                              param_dtype=self.param_dtype, rngs=rngs)
         self.router_mean = nnx.data(None)
         if router_window > 1:
-            mean = self.num_kv_heads, router_dim, router_window, router_share
-            self.router_mean = LearnedMean(*mean, param_dtype=self.param_dtype) if router_learns_window else (
-                RunningMean(*mean))
+            sizes = self.num_kv_heads, router_dim, router_window, router_share
+            if router_learns_window:
+                self.router_mean = LearnedMean(*sizes, param_dtype=self.param_dtype)
+            else:
+                self.router_mean = RunningMean(*sizes)
         self.cached_router_key: nnx.Cache | None = nnx.data(None)
         self.cached_summaries = nnx.List([])  # of each level of the tree, the blocks' first
 
