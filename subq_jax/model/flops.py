@@ -143,6 +143,8 @@ def _projection_flops(config: DecoderConfig, kind: str) -> int:
         flops += 2 * config.key_conv_width * config.num_kv_heads * config.head_dim
     if kind == "selective" and config.mechanism in ROUTED:
         flops += 2 * (config.num_heads + config.num_kv_heads) * config.head_dim * config.router_dim
+        if config.router_window > 1:
+            flops += 2 * config.router_window * config.num_kv_heads * config.router_dim
     if kind == "selective" and config.mechanism == "learned_router":
         width = config.router_dim // INDEX_HEADS
         flops += 2 * config.head_dim * (config.num_heads * INDEX_HEADS * (width + 1) + config.num_kv_heads * width)

@@ -52,7 +52,9 @@ def is_matrix(params: Any) -> Any:
 
 def router_or_rest(params: Any) -> Any:
     """`"router"` for each array of a router or indexer, `"rest"` for all others."""
+    names = ("'router'", "'router_mean'", "'indexer'")
+
     def label(path, _):
-        return "router" if any(name in jax.tree_util.keystr(path) for name in ("'router'", "'indexer'")) else "rest"
+        return "router" if any(name in jax.tree_util.keystr(path) for name in names) else "rest"
 
     return jax.tree_util.tree_map_with_path(label, params)

@@ -163,15 +163,17 @@ def long_streams():
     drawn = drawn.at[:, 1::8].set(drawn[:, ::8])  # every fourth block equals another
     rising = jnp.broadcast_to(jnp.arange(1152.0)[:, None] // 3, drawn.shape).astype(jnp.bfloat16)
     broken = drawn.at[:, 40].set(jnp.nan)
-    for summaries, count in ((drawn, 9), (drawn, 70), (drawn * 0, 33), (rising, 128), (broken, 9)):
+    tiny = jnp.zeros_like(drawn).at[:, :, 0].set(-2e-38).at[:, jnp.array([7, 9, 300])].set(0)  # scores of -0 and 0
+    for summaries, count in ((drawn, 9), (drawn, 70), (drawn * 0, 33), (rising, 128), (broken, 9), (tiny, 9)):
         queries = jnp.abs(router_q) if summaries is rising else router_q  # blocks get better and better
+        queries = jnp.ones_like(router_q) if summaries is tiny else queries
         score = jnp.einsum("xtr,xbr->xtb", queries, summaries, preferred_element_type=jnp.float32) / 8
         block = jnp.arange(1152)
         candidate = (block >= low[..., None]) & (block <= high[..., None])
         score = jnp.where(candidate, jnp.where(jnp.isnan(score), jnp.finfo(jnp.float32).min, score), -jnp.inf)
         with simulated_gpu():
             ids, gates = jax.block_until_ready(best_blocks(queries, summaries, low, high, count, ctas=1))
-        best, expected = jax.lax.top_k(score, count)
+        best, expected = jax.lax.top_k(jnp.where(score == 0, 0.0, score), count)  # to which -0 is less than 0
         expected = -jnp.sort(-jnp.where(best > -jnp.inf, expected, -1), axis=-1)
         assert bool((ids == expected).all()), count
         wanted = jnp.where(expected < 0, 0, jnp.take_along_axis(score, expected, -1))

@@ -132,3 +132,9 @@ def test_refuses():
         flops.forward_flops(decoder(mechanism="magic"), 8)
     with pytest.raises(ValueError, match="budget of selective must be a multiple of block_size=4"):
         flops.forward_flops(decoder(mechanism="selective", budget=15), 8)
+
+
+def test_a_window_of_router_queries_costs_a_product_a_tap_and_channel():
+    with_window, without = decoder(mechanism="selective", router_window=4), decoder(mechanism="selective")
+    difference = flops.forward_flops(with_window, 5)["projections"] - flops.forward_flops(without, 5)["projections"]
+    assert difference == 2 * 2 * 5 * 4 * 2 * 4  # layers, a product and a sum, tokens, taps, KV heads, channels

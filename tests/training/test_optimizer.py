@@ -41,8 +41,11 @@ def test_only_matrices_decay():
 
 
 def test_routers_are_clipped_apart_where_that_is_asked_for():
-    params = nnx.state(decoder("selective"))
-    assert "router" in jax.tree.leaves(router_or_rest(params)) and "rest" in jax.tree.leaves(router_or_rest(params))
+    params = nnx.state(decoder("selective", router_window=2, router_learns_window=True))
+    labels = router_or_rest(params)
+    attention = nnx.to_pure_dict(labels)["layers"][1]["attention"]
+    assert set(jax.tree.leaves([attention["router"], attention["router_mean"]])) == {"router"}
+    assert set(jax.tree.leaves(attention["key"])) == {"rest"}
     grads = jax.tree.map(lambda label, x: jnp.full_like(x, 1e6 if label == "router" else 1e-3),
                          router_or_rest(params), params)
     moments = {}

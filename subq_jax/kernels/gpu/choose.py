@@ -251,6 +251,7 @@ class _Lists(NamedTuple):
         lowest = _order(bounds)
         highest = jnp.where(lengths <= self.count, lowest, _highest(orders))  # of few there is nothing to look for
         least = _reached_by(orders, self.count, lowest, highest, lengths.astype(jnp.float32))
+        least = jnp.where(least == -1, 0, least)  # -0, which equals 0 wherever numbers are compared
         better = sum(_count(x > by_row(least, x)) for x in orders).astype(jnp.int32)
         return _number(least), jnp.where(lengths < self.count, 0, self.count - better)
 
