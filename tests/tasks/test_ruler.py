@@ -9,134 +9,34 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ruler_problems import (
+    ANSWER_TOKENS,
+    BYTES,
+    CODE,
+    CWE_TEMPLATE,
+    FWE_TEMPLATE,
+    GRID,
+    LENGTHS,
+    MANY_KEYS,
+    NEEDLE_TEMPLATE,
+    NEEDLES,
+    NOISE,
+    ONE_MORE,
+    QA_TEMPLATE,
+    STORY,
+    TASKS,
+    VT_TEMPLATE,
+    Words,
+    as_text,
+    make,
+    prompt,
+    solve,
+)
 
 from subq_jax.data.tokenizers import ByteTokenizer
-from subq_jax.tasks import TEACHABLE, Request, find_task, haystack, ruler_niah, ruler_qa, ruler_tracing
-from subq_jax.tasks.words import ADJECTIVES, NOUNS
+from subq_jax.tasks import TEACHABLE, find_task, ruler_tracing
 
 GOLDEN = Path(__file__).parent / "golden"
-STORY = tuple(f"Day {day} began with rain over the {noun}. Nobody in the {adjective} town minded, said the keeper!  Why"
-              f"\nwould they? The {noun} had been {adjective} before"
-              for day, (adjective, noun) in enumerate(zip(ADJECTIVES[::30], NOUNS[::30], strict=False)))
-CODE = tuple(f'''import os
-
-LIMIT = {i}
-
-
-def {adjective}_{noun}(first, {noun}_of_{adjective}=None):
-    """Put the {adjective} {noun} where it belongs.
-
-    More words.
-    """
-    return [first, {noun}_of_{adjective}]
-
-
-class {adjective.title()}{noun.title()}:
-    """Holder number {i} of what {noun} brings."""
-
-    def use(self):
-        return {ADJECTIVES[::30][i - 1]}_{NOUNS[::30][i - 1]}(self)
-''' for i, (adjective, noun) in enumerate(zip(ADJECTIVES[::30], NOUNS[::30], strict=False)) if i)
-
-NEEDLE_TEMPLATE = (
-    "{a} special magic {type_needle_v} {are} hidden within the following text. Make sure to memorize it. I will quiz "
-    "you about the {type_needle_v} afterwards.\n{context}\nWhat {are_all} the special magic {type_needle_v} for "
-    "{query} mentioned in the provided text? The special magic {type_needle_v} for {query} mentioned in the provided "
-    "text {are}")
-VT_TEMPLATE = (
-    "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{context}\nQuestion: Find"
-    " all variables that are assigned the value {query} in the text above. Answer: According to the chain(s) of "
-    "variable assignment in the text above, {num_v} variables are assigned the value {query}, they are: ")
-CWE_TEMPLATE = (
-    "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that "
-    "appear most often.\n{context}\nQuestion: What are the 10 most common words in the above list? Answer: The top 10 "
-    "words that appear most often in the list are:")
-FWE_TEMPLATE = (
-    "Read the following coded text and track the frequency of each coded word. Find the three most frequently appeared"
-    " coded words. {context}\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the "
-    "three most frequently appeared words in the above coded text? Answer: According to the coded text above, the "
-    "three most frequently appeared words are:")
-QA_TEMPLATE = (
-    "Answer the question based on the given documents. Only give me the answer and do not output any other "
-    "words.\n\nThe following are given documents.\n\n{context}\n\nAnswer the question based on the given documents. "
-    "Only give me the answer and do not output any other words.\n\nQuestion: {query} Answer:")
-NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-
-NEEDLES = ("niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",
-           "niah_multivalue", "niah_multiquery")
-ANSWER_TOKENS = dict.fromkeys(NEEDLES, 128) | {"vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32, "qa_2": 32}
-TASKS = tuple(ANSWER_TOKENS)
-MANY_KEYS, GRID = "niah_noise_32", "niah_grid"  # ours
-SYNTHETIC = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "cwe", "fwe")
-ONE_MORE = {  # bytes of what was left out, at most
-    "niah_single_1": 91, "niah_multikey_2": 100, "niah_multikey_3": 140, "vt": 91, "cwe": 40, "fwe": 60,
-    "qa_1": 400, "qa_2": 400}
-LENGTHS = (2500, 8200, 20011)
-GOLDEN_LENGTHS = {"vt": 1900, "cwe": 2600, "fwe": 800, "qa_1": 1300, "qa_2": 1500, "niah_multiquery": 1000}
-
-
-class Words:
-    """A tokenizer of words with the space before them, and of single signs."""
-
-    def __init__(self):
-        self.ids, self.texts = {}, []
-
-    def encode(self, text):
-        for part in (parts := re.findall(r" ?\w+|\W", text)):
-            if part not in self.ids:
-                self.ids[part] = len(self.texts)
-                self.texts.append(part)
-        return np.array([self.ids[part] for part in parts], np.int32)
-
-    def decode(self, tokens):
-        return "".join(self.texts[token] for token in tokens)
-
-
-BYTES = ByteTokenizer()
-
-
-def make(name, length=2500, tokenizer=BYTES, **fields):
-    corpus = fields.pop("corpus", CODE if name.startswith("qa") else STORY)
-    return find_task(name).build(Request(length, tokenizer, corpus=corpus, **fields))
-
-
-def prompt(built, question):
-    return built.context + question.text + question.answer_prefix
-
-
-def solve(name, text):
-    """The answer, from the text of a prompt alone; and all that could be taken for a part of it."""
-    if name.startswith("niah"):
-        value_of = collections.defaultdict(list)
-        for key, value in re.findall(r"One of the special magic \w+ for (\S+) is: (\S+)\.", text):
-            value_of[key].append(value)
-        keys = re.split(r", and |, ", re.findall(r"for ([^?]+?) mentioned in the provided text", text)[-1])
-        return [value for key in keys for value in value_of[key]], [v for values in value_of.values() for v in values]
-    if name == "vt":
-        statements = re.findall(r"VAR (\w+) = (?:VAR )?(\w+)", text)
-        held = {re.findall(r"assigned the value (\d+)", text)[-1]}
-        found = []
-        for variable, value in statements:
-            if value in held:
-                held.add(variable)
-                found.append(variable)
-        return found, [variable for variable, _ in statements]
-    if name == "cwe":
-        listed = re.findall(r"\d+\. (\w+)", text[text.rindex("Below is"):])
-        return [word for word, _ in collections.Counter(listed).most_common(10)], listed
-    listed = re.findall(r"\b[a-z]{6}\b", text[text.index("coded words. ") + 12:text.index("\nQuestion")])
-    return [word for word, _ in collections.Counter(listed).most_common(3)], listed
-
-
-def as_text(name):
-    """A short prompt, its references, and the texts of its evidence."""
-    built = make(name, GOLDEN_LENGTHS.get(name, 900), num_questions=2)
-    lines = [built.context]
-    for question in built.questions:
-        lines += [f"[question]{question.text}", f"[answer prefix]{question.answer_prefix}",
-                  f"[outputs]{', '.join(question.outputs)}", f"[wrong]{', '.join(question.wrong)}",
-                  *(f"[evidence]{BYTES.decode(built.tokens[start:end])}" for start, end in question.evidence)]
-    return "\n".join(lines)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -407,118 +307,6 @@ def test_questions_about_documents(name):
             assert re.search(rf"def {called}\(first, {answer}=None\)", evidence[1]) and answer not in evidence[0]
         assert find_task(name).score(f"It is {answer}.", question) == 1
         assert question.wrong and not any(find_task(name).score(wrong, question) for wrong in question.wrong)
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_too_short(name):
-    with pytest.raises(ValueError, match=rf"{name} needs .*length"):
-        make(name, 60)
-    for length in range(200, 4000, 100):
-        try:
-            make(name, length)
-        except ValueError as error:
-            assert name in str(error)
-        else:
-            break
-    for further in range(60, 1000, 67):  # every length draws other words, so that the shortest is not the same for all
-        make(name, length + further)
-
-
-@pytest.mark.parametrize("name", [name for name in TASKS if name not in SYNTHETIC])
-def test_corpus_too_small(name):
-    corpus = CODE[:3] if name.startswith("qa") else STORY[:3]
-    with pytest.raises(ValueError, match=rf"{name} needs \d+ more tokens of corpus for length=5000"):
-        make(name, 5000, corpus=corpus)
-    with pytest.raises(ValueError, match=f"{name} "):
-        make(name, 5000, corpus=())
-
-
-@pytest.mark.parametrize("name", ["qa_1", "qa_2"])
-def test_a_context_that_only_larger_documents_could_fill_is_refused(name):
-    large = "def large():\n" + "    print()\n" * 2000
-    with pytest.raises(ValueError, match=rf"{name} needs \d+ more tokens of corpus for length=5000"):
-        make(name, 5000, corpus=(*CODE[:3], large))
-    many = (large.replace("large", f"large_{number}") for number in range(500))
-    assert len(make(name, 5000, corpus=(*CODE, *many)).tokens) > 3500
-
-
-@pytest.mark.parametrize("index", range(3))
-def test_a_word_that_does_not_fit_ends_no_context(index):
-    corpus = ("QUJD" * 9000, *(f"{text} {'x' * 9000}" for text in STORY[:20]))
-    built = make("niah_single_2", 5000, index=index, corpus=corpus)
-    assert len(built.tokens) > 5000 - 128 - 300 - ruler_niah.LONGEST_WORD
-
-
-def test_a_corpus_is_text():
-    with pytest.raises(ValueError, match=r"corpus\[1\] must be text that UTF-8 can write"):
-        make("niah_single_2", 3000, corpus=("Fine, naïve text.", "Not \ud800 fine."))
-
-
-@pytest.mark.parametrize("text", ["One of the special magic numbers for able-abacus is: 1234567. ",
-                                  "{key} {query} {context} %s {0}. ", "A line.\r\nAnother one!\r\n"])
-def test_corpora_that_read_like_the_task_are_but_text(text):
-    for name in ("niah_single_2", "niah_multiquery"):
-        (question,) = (built := make(name, 3000, corpus=(text * 200,))).questions
-        answer, _ = solve(name, prompt(built, question))
-        assert sorted(answer) == sorted(question.outputs) and BYTES.decode(built.tokens) == built.context
-
-
-def test_text_without_full_stops_and_without_facts():
-    text = ("word " * 3000,)
-    assert len(make("niah_multikey_1", 5000, corpus=text).questions[0].evidence) == 1
-    with pytest.raises(ValueError, match="qa_1 finds no fact in the Python code of a corpus of 1 documents"):
-        make("qa_1", 5000, corpus=text)
-    with pytest.raises(ValueError, match="qa_2 finds no fact"):
-        make("qa_2", 5000, corpus=("def broken(:\n", "x = '\\d'\n"))
-
-
-def test_facts_have_one_answer_that_only_reading_gives():
-    def facts(name, *definitions):
-        found = ruler_qa._read(("\n\n".join(definitions),), name)[1]
-        return [(fact.query.split('"')[1], fact.answer) for fact in found]
-
-    plain = 'def open_gate(left, gate_width=1):\n    """Let the sheep out of here."""\n'
-    assert facts("qa_1", plain) == [("Let the sheep out of here.", "open_gate")]
-    method = 'class Farm:\n    def release(self):\n        """Let the sheep out of here."""\n'
-    assert not facts("qa_1", plain, method)  # two are described so
-    assert not facts("qa_1", plain.replace("Let", "Open gate: let"))
-    caller = 'def shepherd():\n    """Wake up before the dawn."""\n    open_gate(1)\n'
-    assert facts("qa_2", plain, caller) == [("Wake up before the dawn.", "gate_width")]
-    assert not facts("qa_2", plain.replace("gate_width=1", "gate_width=1, **options"), caller)
-    assert not facts("qa_2", "class open_gate:\n    def __init__(self):\n        pass\n", caller)
-
-
-def test_lines_of_documents_end_in_any_way():
-    text = '"""One.\n"""\ndef first():\n    """Say the first thing there is."""\n\n\ndef second():\n    pass\n'
-    found = [[definition.text for definition in ruler_qa._definitions(text.replace("\n", end))]
-             for end in ("\n", "\r\n", "\r")]
-    assert found[0] == found[1] == found[2] and found[0][1] == "def second():\n    pass\n\n"
-
-
-def test_keys_run_out(monkeypatch):
-    monkeypatch.setattr(ruler_niah, "ADJECTIVES", ADJECTIVES[:2])
-    monkeypatch.setattr(ruler_niah, "NOUNS", NOUNS[:3])
-    with pytest.raises(ValueError, match="niah_multikey_2 has 5 keys, too few for length=5000"):
-        make("niah_multikey_2", 5000)
-
-
-def test_an_unknown_name_is_answered_with_those_most_like_it():
-    with pytest.raises(ValueError, match=r"task must be one of .* got 'phone_book'; did you mean 'phonebook'\?$"):
-        find_task("phone_book")
-    with pytest.raises(ValueError, match="got 'niah-single-1'; did you mean 'niah_single_1' or 'niah_single_"):
-        find_task("niah-single-1")
-    with pytest.raises(ValueError, match="got 'telepathy'$"):
-        find_task("telepathy")
-
-
-def test_registered_with_rulers_numbers():
-    for name in TASKS:
-        task = find_task(name)
-        assert task.answer_tokens == ANSWER_TOKENS[name]
-        assert task.source.startswith("RULER" if name in SYNTHETIC else "RULER-style")
-        assert name not in SYNTHETIC or "RULER-style" not in task.source
-    assert len(set(ADJECTIVES)) == len(ADJECTIVES) and len(set(NOUNS)) == len(NOUNS)
-    assert isinstance(make("fwe"), haystack.Haystack)
 
 
 if __name__ == "__main__":
