@@ -5,6 +5,8 @@ Each config starts from `small_run()` or `search_run()` and states what it chang
 
 from ml_collections import ConfigDict
 
+LEARNED8 = {"router_window": 8, "router_learns_window": True}  # every channel learns its own mean of 8 tokens
+
 
 def small_run(arg: str) -> ConfigDict:
     """A run without data.

@@ -22,9 +22,8 @@ its parent. Longer rows hold more of a file and not of a package: 3/4 of the sta
 
 from ml_collections import ConfigDict
 
-from configs.base import make_smoke, search_run
+from configs.base import LEARNED8, make_smoke, search_run
 
-LEARNED8 = {"router_window": 8, "router_learns_window": True}  # every channel learns its own mean of 8 tokens
 VARIANTS = {
     "code": {},
     # a router is taught where dense attention looks until the model goes sparse: later is nearer to what it will serve

@@ -10,7 +10,7 @@ docs/selector.md has the figures of the best, docs/experiments/selector_log.md t
 
 from ml_collections import ConfigDict
 
-from configs.base import make_smoke, search_run
+from configs.base import LEARNED8, make_smoke, search_run
 
 UNGATED = {"ungated_steps": 360}
 BOTH = {"model": {"router_training": "both", "router_dim": 256}, "training": UNGATED}
@@ -43,8 +43,8 @@ VARIANTS = {
     "block16_tree": block16("model", fanouts=(64,), beam_width=32),
     "block16_mean4": block16("model", router_window=4),  # do neighbours choose alike, and what does it cost?
     "block16_mean8": block16("model", router_window=8),
-    "block16_learned8": block16("model", router_window=8, router_learns_window=True),  # not run yet
-    "block16_untied_learned8": block16("model", router_window=8, router_learns_window=True, router_tied=False),
+    "block16_learned8": block16("model", **LEARNED8),  # not run yet
+    "block16_untied_learned8": block16("model", **LEARNED8, router_tied=False),
     "block16_router128": block16("model", router_dim=128),
     "block16_one_selective": block16("model", layer_pattern=("local", "local", "local", "selective")),
     "block16_window64": block16("model", local_window=64),
