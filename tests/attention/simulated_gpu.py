@@ -166,7 +166,7 @@ def long_streams():
     tiny = jnp.zeros_like(drawn).at[:, :, 0].set(-2e-38).at[:, jnp.array([7, 9, 300])].set(0)  # scores of -0 and 0
     for summaries, count in ((drawn, 9), (drawn, 70), (drawn * 0, 33), (rising, 128), (broken, 9), (tiny, 9)):
         queries = jnp.abs(router_q) if summaries is rising else router_q  # blocks get better and better
-        queries = jnp.ones_like(router_q) if summaries is tiny else queries
+        queries = jnp.full_like(router_q, 0.125) if summaries is tiny else queries
         score = jnp.einsum("xtr,xbr->xtb", queries, summaries, preferred_element_type=jnp.float32) / 8
         block = jnp.arange(1152)
         candidate = (block >= low[..., None]) & (block <= high[..., None])

@@ -88,7 +88,7 @@ def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
     kernel = functools.partial(_kernel, tile=tile, count=count, ctas=ctas)
     ids, scores, *_ = launch(kernel, results, scratch, ctas, arguments)
     filled = jnp.arange(count, dtype=jnp.int32)[None, None] <= (high - low)[..., None]
-    return jnp.where(filled, ids, -1), jnp.where(filled, scores, 0.0)
+    return jnp.where(filled, ids, -1), jnp.where(filled, scores * score_scale(width), 0.0)
 
 
 def tile_of(count: int) -> int:
@@ -134,29 +134,30 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
             def scores_at(step):
                 slot = slot_of(step)
                 plgpu.barrier_wait(full.at[slot])
-                scores = tensor_core.scores(q_buffer.at[warpgroup], ring.at[slot]) * score_scale(width)
+                scores = tensor_core.scores(q_buffer.at[warpgroup], ring.at[slot])
                 plgpu.barrier_arrive(free.at[slot])
-                return jnp.where(scores > LOWEST, scores, jnp.float32(LOWEST))
+                return scores
 
             def bound_best(rounds):
-                maxima = (constant(-jnp.inf, (HALF, tile), ACC),) * (GROUPS // tile)
+                maxima = (constant(LOWEST, (HALF, tile), ACC),) * (GROUPS // tile)
                 group = lambda i, maxima: tuple(
-                    jnp.maximum(x, scores_at(step + i * len(maxima) + j)) for j, x in enumerate(maxima))
+                    _at_least(scores_at(step + i * len(maxima) + j), x) for j, x in enumerate(maxima))
                 return _below_best(lax.fori_loop(0, rounds, group, maxima), count)
 
             def visit(i, state):
                 lengths, bounds = lists.make_room(tile, *state)  # first, for both need most registers
                 scores = scores_at(step + seen + i - begin)
-                scores = lax.cond((i < a) | (i >= b), clear_others, lambda _, x: x, i, scores)
+                scores = lax.cond((i < a) | (i >= b) | unbounded, clear_others, lambda _, x: x, i, scores)
                 return lists.append(scores, i * tile, lengths, bounds), bounds
 
             def clear_others(i, scores):
                 inside = (column >= by_row(first - i * tile, column)) & (column <= by_row(last - i * tile, column))
-                return jnp.where(inside, scores, -jnp.inf)
+                return jnp.where(inside, _at_least(scores, jnp.float32(LOWEST)), -jnp.inf)
 
             rounds = _rounds(a, b, tile)
             seen = rounds * (GROUPS // tile)
             bounds = lax.cond(rounds > 0, bound_best, lambda _: _each_row(-jnp.inf), rounds)
+            unbounded = tensor_core.largest_of_warp(jnp.where(bounds > LOWEST, 0, 1)) > 0
             lengths, bounds = lax.fori_loop(begin, end, visit, (_each_row(0), bounds))
             plgpu.barrier_arrive(q_free.at[warpgroup])
             lists.write_best(lengths, bounds, scores_out.at[x, mine], ids_out.at[x, mine])
@@ -300,6 +301,11 @@ def _reached_by(orders, count: int, low, high, reaching):
 
 def _highest(orders):
     return functools.reduce(jnp.maximum, [x.max(axis=1) for x in orders])
+
+
+def _at_least(x, least):
+    """The larger of both; `least` where `x` is no number."""
+    return jnp.where(x > least, x, least)
 
 
 def _each_row(number):

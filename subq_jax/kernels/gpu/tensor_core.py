@@ -17,6 +17,7 @@ from jaxlib.mlir.dialects import arith, llvm, memref, nvvm, scf, vector
 ACC = plgpu.Layout.WGMMA
 ROWS = plgpu.Layout.WGMMA.reduce(1)  # one number for each row of a product
 COLUMNS = plgpu.Layout.WGMMA.reduce(0)
+_BITS = [*(1 << i for i in range(31)), -(1 << 31)]  # of an int32
 LOADED_TILES = 4  # of 8 rows of a right operand, whose fragments a thread holds at a time
 
 
@@ -119,7 +120,7 @@ def append_better(scores, ids, bounds, places, kept_scores, kept_ids, *, equals=
     `ids` may have been loaded from the tables themselves, if none moves to a later column.
 
     Args:
-      scores: float32 [64, n] in `ACC`.
+      scores: float32 [64, n] in `ACC`, n up to 128.
       ids: of the columns, whose first is this number, or of every entry, int32 [64, n] in `ACC`.
       bounds: float32 [64] in `ROWS`.
       places: int32 [64] in `ROWS`, where a row's first goes; there must be room for all.
@@ -152,26 +153,31 @@ def append_better(scores, ids, bounds, places, kept_scores, kept_ids, *, equals=
         earlier = lambda mine: arith.addi(*(llvm.intr_ctpop(arith.andi(x, before)) for x in mine))
         total = lambda mine: arith.addi(*(llvm.intr_ctpop(x) for x in mine))
         bounds, ends, *left = map(of_rows, (bounds, places, *further))
+        reached = arith.CmpFPredicate.OGE if further else arith.CmpFPredicate.OGT
+        pairs = [[vector.extract(pair, [], [k]) for k in range(2)] for pair in scores.registers.flat]
+        found = number(0)  # a bit for every pair that some lane has something of: no branch waits for a vote
+        for i, both in enumerate(pairs):
+            some = arith.ori(*(arith.cmpf(reached, x, bounds[i % 2]) for x in both))
+            some = nvvm.vote_sync(number(-1), some, "any", results=[ir.IntegerType.get_signless(1)])
+            found = arith.ori(found, arith.select(some, number(_BITS[i]), number(0)))
         utils.warp_barrier()  # what was loaded from the tables is loaded before another lane overwrites it
-        for i, pair in enumerate(scores.registers.flat):  # columns 8 j + 2 quad and the one behind, rows of one half
+        for i, both in enumerate(pairs):  # columns 8 j + 2 quad and the one behind, rows of one half
             j, half = divmod(i, 2)
-            both = [vector.extract(pair, [], [k]) for k in range(2)]
-            compare = lambda how, both=both, half=half: [arith.cmpf(how, x, bounds[half]) for x in both]
-            better = compare(arith.CmpFPredicate.OGT)
-            if further:
-                equal = compare(arith.CmpFPredicate.OEQ)
-                mine = of_quad([ballot(x) for x in equal])
-                rank = earlier(mine)
-                ranks = rank, arith.addi(rank, arith.extui(i32, equal[0]))
-                here = [arith.andi(x, arith.cmpi(arith.CmpIPredicate.slt, rank, left[0][half]))
-                        for x, rank in zip(equal, ranks, strict=True)]
-                left[0][half] = arith.subi(left[0][half], total(mine))
-                better = [arith.ori(x, y) for x, y in zip(better, here, strict=True)]
-            votes = [ballot(x) for x in better]
-            some = arith.cmpi(arith.CmpIPredicate.ne, arith.ori(*votes), number(0))
-            branch = scf.IfOp(some, [i32], has_else=True)
+            here = arith.cmpi(arith.CmpIPredicate.ne, arith.andi(found, number(_BITS[i])), number(0))
+            branch = scf.IfOp(here, [i32] * (1 + len(left)), has_else=True)
             with ir.InsertionPoint(branch.then_block):
-                mine = of_quad(votes)
+                compare = lambda how, both=both, half=half: [arith.cmpf(how, x, bounds[half]) for x in both]
+                better, rest = compare(arith.CmpFPredicate.OGT), []
+                if further:
+                    equal = compare(arith.CmpFPredicate.OEQ)
+                    mine = of_quad([ballot(x) for x in equal])
+                    rank = earlier(mine)
+                    ranks = rank, arith.addi(rank, arith.extui(i32, equal[0]))
+                    taken = [arith.andi(x, arith.cmpi(arith.CmpIPredicate.slt, rank, left[0][half]))
+                             for x, rank in zip(equal, ranks, strict=True)]
+                    rest = [arith.subi(left[0][half], total(mine))]
+                    better = [arith.ori(x, y) for x, y in zip(better, taken, strict=True)]
+                mine = of_quad([ballot(x) for x in better])
                 place = forward(ends[half], earlier(mine))
                 slots = [place, forward(place, arith.extui(i32, better[0]))]
                 if of_ids is ACC:
@@ -183,10 +189,12 @@ def append_better(scores, ids, bounds, places, kept_scores, kept_ids, *, equals=
                     with utils.when(is_better):
                         memref.store(x, kept_scores, [rows[half], at(slot)])
                         memref.store(name, kept_ids, [rows[half], at(slot)])
-                scf.yield_([forward(ends[half], total(mine))])
+                scf.yield_([forward(ends[half], total(mine)), *rest])
             with ir.InsertionPoint(branch.else_block):
-                scf.yield_([ends[half]])
-            ends[half] = branch.results[0]
+                scf.yield_([ends[half], *(x[half] for x in left)])
+            ends[half], *rest = branch.results
+            for x, now in zip(left, rest, strict=True):
+                x[half] = now
         utils.warp_barrier()
         registers = places.registers.copy()
         for i, end in enumerate(ends):
