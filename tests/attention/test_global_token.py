@@ -72,8 +72,12 @@ def test_values_and_gradients_are_those_of_the_definition(packed):
     segment_ids = PACKED if packed else None
     results = []
     for function in (lambda *x: attend(*x, segment_ids=segment_ids), lambda *x: whole(*x, segment_ids)):
-        run = jax.jit(jax.value_and_grad(lambda *x, f=function: (jnp.sin(f(*x)).sum(), f(*x))[0], argnums=range(4)))
-        results.append((function(*values), run(*values)[1]))
+        def loss(*x, f=function):
+            out = f(*x)
+            return jnp.sin(out).sum(), out
+
+        grads, out = jax.jit(jax.grad(loss, argnums=range(4), has_aux=True))(*values)
+        results.append((out, grads))
     (out, grads), (wanted, wanted_grads) = results
     np.testing.assert_allclose(out, wanted, atol=1e-5)
     for name, a, b in zip(("q", "k", "v", "slot_query"), grads, wanted_grads, strict=True):

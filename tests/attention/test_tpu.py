@@ -31,7 +31,7 @@ from subq_jax.selection.visibility import place_queries
 NAMES = ("q", "k", "v", "router_q", "router_k")
 
 
-@pytest.mark.parametrize("copies", ["on_wait", "eager"])
+@pytest.mark.parametrize("copies", ["on_wait", pytest.param("eager", marks=pytest.mark.slow)])
 def test_the_kernels_equal_the_reference(copies):
     """Documents with padding, queries that start inside a block, several chunks, steps, lists and runs of tiles."""
     config = SelectionConfig(block_size=4, num_blocks=3, local_blocks=2, sink_blocks=1)

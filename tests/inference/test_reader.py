@@ -22,7 +22,7 @@ def tokens(count, seed=0):
 
 
 @pytest.mark.parametrize("mechanism", [
-    name if name in ("dense", "selective") else pytest.param(name, marks=pytest.mark.slow) for name in MECHANISMS])
+    name if name == "selective" else pytest.param(name, marks=pytest.mark.slow) for name in MECHANISMS])
 def test_every_question_gets_the_answer_of_a_fresh_run(mechanism):
     model = decoder(mechanism)
     reader = Reader(model, chunk=4)
@@ -62,7 +62,7 @@ def test_an_answer_ends_with_its_last_token_and_says_how_likely_it_was():
 
 
 @pytest.mark.parametrize("mechanism", [
-    name if name in ("dense", "selective") else pytest.param(name, marks=pytest.mark.slow) for name in MECHANISMS])
+    name if name == "selective" else pytest.param(name, marks=pytest.mark.slow) for name in MECHANISMS])
 def test_what_was_chosen_is_what_the_full_forward_chooses(mechanism):
     model, prompt, said = decoder(mechanism), tokens(5, 1), tokens(7, 2)
     reader = Reader(model, chunk=4)
@@ -112,7 +112,7 @@ def test_caches_have_few_sizes_with_room_for_all():
 
 
 @pytest.mark.parametrize("mechanism", [
-    name if name in ("dense", "selective", "sliding_window") else pytest.param(name, marks=pytest.mark.slow)
+    name if name in ("selective", "sliding_window") else pytest.param(name, marks=pytest.mark.slow)
     for name in MECHANISMS])
 @pytest.mark.parametrize("chunk", [1, 64])
 def test_results_depend_on_neither_pieces_nor_caches(mechanism, chunk, monkeypatch):

@@ -105,7 +105,7 @@ def test_the_gated_phase_is_a_budget_of_everything():
     np.testing.assert_allclose(warm_up[:, :12], small_budget[:, :12], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("route", ["gate", "both"])
+@pytest.mark.parametrize("route", [pytest.param("gate", marks=pytest.mark.slow), "both"])
 def test_remat_changes_memory_and_nothing_else(route):
     results, saved = [], []
     for remat in (False, True):

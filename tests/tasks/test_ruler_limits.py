@@ -41,7 +41,7 @@ def test_corpus_too_small(name):
         make(name, 5000, corpus=())
 
 
-@pytest.mark.parametrize("name", ["qa_1", "qa_2"])
+@pytest.mark.parametrize("name", [pytest.param("qa_1", marks=pytest.mark.slow), "qa_2"])
 def test_a_context_that_only_larger_documents_could_fill_is_refused(name):
     large = "def large():\n" + "    print()\n" * 2000
     with pytest.raises(ValueError, match=rf"{name} needs \d+ more tokens of corpus for length=5000"):

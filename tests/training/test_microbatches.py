@@ -11,7 +11,7 @@ from subq_jax.training import train
 from subq_jax.training.step import loss_and_grads
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(("route", "microbatches"), [
     pytest.param("gate", 2, marks=pytest.mark.slow), pytest.param("both", 2, marks=pytest.mark.slow), ("both", 4)])
 def test_parts_add_up(route, microbatches, packed):
