@@ -10,9 +10,9 @@ docs/selector.md has the figures: 3 to 4% more than dense at 2,048 bytes, where 
 `untied_learned8`, the best of those with three seeds; `mean4`, the other, 2.6 to 3.1%. With one seed:
 `untied_learned16` 1.7, `untied_mean4` 2.1, `learned8` 2.4, `window256` 3.6, `taught` 4.1, `distilled_taught` 5.7%, and
 in tokens of a BPE `untied_learned8` 1.4%.
-`distilled`, `block32`, `block64` and `mean8` were trained and then stopped, `taught_gate` before it went sparse
-(docs/experiments/selector_log.md); `gate`, `local4`, `untied`, `half` and `early` have not been run. `routing_union_8`
-is how many distinct blocks 8 neighbours choose over one's (1 to 8).
+`distilled`, `block32`, `block64` and `mean8` were trained and then stopped, `taught_gate` before it went sparse, `half`
+and `early` soon after they began (docs/experiments/selector_log.md); `gate`, `local4` and `untied` have not been run.
+`routing_union_8` is how many distinct blocks 8 neighbours choose over one's (1 to 8).
 
 The standard library, the default, has 10 MB to train on: the run passes over it 8 times. A `site-packages` folder of
 110 MB is passed over once and prepared in 5 s. Packages are folders below the source, so name `site-packages` and not

@@ -21,6 +21,7 @@ from problems import arrays, error, value_and_grads
 from subq_jax import SelectionConfig, selective_attention
 from subq_jax.kernels.gpu import selective, tensor_core, warps
 from subq_jax.kernels.gpu.choose import best_blocks
+from subq_jax.selection.summaries import score_scale
 
 
 def scores(left, right):
@@ -156,18 +157,23 @@ def parts():
 
 def long_streams():
     """So many blocks that they are read twice, and lists that fill up again and again: the ids are the contract's."""
-    key, low = jax.random.key(7), jnp.ones((1, 128), jnp.int32)
-    router_q = jax.random.normal(key, (1, 128, 64), jnp.bfloat16)
-    high = (900 + jax.random.randint(jax.random.fold_in(key, 2), (1, 128), 0, 250)).at[0, 5:7].set(jnp.array([0, 3]))
+    key, low = jax.random.key(7), jnp.ones((1, 256), jnp.int32)  # the second 128 have too few blocks in common
+    router_q = jax.random.normal(key, (1, 256, 64), jnp.bfloat16)
+    high = 900 + jax.random.randint(jax.random.fold_in(key, 2), (1, 256), 0, 250)
+    high = high.at[0, 128:130].set(jnp.array([0, 3]))
     drawn = jax.random.normal(jax.random.fold_in(key, 1), (1, 1152, 64), jnp.bfloat16)
     drawn = drawn.at[:, 1::8].set(drawn[:, ::8])  # every fourth block equals another
     rising = jnp.broadcast_to(jnp.arange(1152.0)[:, None] // 3, drawn.shape).astype(jnp.bfloat16)
     broken = drawn.at[:, 40].set(jnp.nan)
     tiny = jnp.zeros_like(drawn).at[:, :, 0].set(-2e-38).at[:, jnp.array([7, 9, 300])].set(0)  # scores of -0 and 0
-    for summaries, count in ((drawn, 9), (drawn, 70), (drawn * 0, 33), (rising, 128), (broken, 9), (tiny, 9)):
+    wide = jnp.concatenate([drawn, drawn[:, ::-1]], axis=2)  # 128 channels, of which the scale is no power of 2
+    cases = (drawn, 9), (drawn, 70), (drawn * 0, 33), (rising, 128), (broken, 9), (tiny, 9), (wide, 9)
+    for summaries, count in cases:
         queries = jnp.abs(router_q) if summaries is rising else router_q  # blocks get better and better
-        queries = jnp.full_like(router_q, 0.125) if summaries is tiny else queries
-        score = jnp.einsum("xtr,xbr->xtb", queries, summaries, preferred_element_type=jnp.float32) / 8
+        queries = jnp.ones_like(router_q) if summaries is tiny else queries
+        queries = jnp.concatenate([router_q, router_q[:, ::-1]], axis=2) if summaries is wide else queries
+        score = jnp.einsum("xtr,xbr->xtb", queries, summaries, preferred_element_type=jnp.float32)
+        score = score * score_scale(queries.shape[-1])
         block = jnp.arange(1152)
         candidate = (block >= low[..., None]) & (block <= high[..., None])
         score = jnp.where(candidate, jnp.where(jnp.isnan(score), jnp.finfo(jnp.float32).min, score), -jnp.inf)

@@ -15,14 +15,15 @@ it, so that a list is hardly ever full. What M of 256 numbers reach is found by 
 most.
 
 The lists of all multiprocessors take 35 MB of global memory, less than the second-level cache holds. Tiles behind the
-last candidate of 128 queries are not visited, and only those at the ends of their range compare ids with what is a
-candidate.
+last candidate of 128 queries are not visited. Ids are compared with what is a candidate in those at the ends of a
+range, and in all of a stream that is too short to be read twice.
 
 Exact, ties included: blocks come in ascending order, so that a newcomer must beat the bound strictly, and among equals
 the M best are those of the lowest ids, which stand first. A score that is no number is the worst that there can be.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -72,6 +73,9 @@ def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
     (rows, padded, width), tile = router_q.shape, tile_of(count)
     itemsize = router_q.dtype.itemsize
     stages = max(2, min(8, RING_BYTES // (tile * width * itemsize)))
+    scale = score_scale(width)
+    if router_q.dtype == jnp.bfloat16 and math.frexp(scale)[0] == 0.5:  # a power of 2: the same scores, bit by bit
+        router_q, scale = router_q * jnp.bfloat16(scale), None
     ctas = min(ctas, rows * padded // QUERIES)
     scratch = {
         "q_buffer": matrix(WORKERS, HALF, width, dtype=router_q.dtype),
@@ -85,10 +89,10 @@ def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
     shapes = (rows, padded, count), (ctas, QUERIES, LISTED)
     results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes for dtype in (jnp.int32, jnp.float32)]
     arguments = router_q, summaries, low, high, _spans(low, high, tile, summaries.shape[1])
-    kernel = functools.partial(_kernel, tile=tile, count=count, ctas=ctas)
+    kernel = functools.partial(_kernel, tile=tile, count=count, ctas=ctas, scale=scale)
     ids, scores, *_ = launch(kernel, results, scratch, ctas, arguments)
     filled = jnp.arange(count, dtype=jnp.int32)[None, None] <= (high - low)[..., None]
-    return jnp.where(filled, ids, -1), jnp.where(filled, scores * score_scale(width), 0.0)
+    return jnp.where(filled, ids, -1), jnp.where(filled, scores, 0.0)
 
 
 def tile_of(count: int) -> int:
@@ -112,9 +116,9 @@ def _spans(low, high, tile: int, num_blocks: int):
 
 
 def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_ids, listed_scores, *,
-            q_buffer, ring, q_full, q_free, full, free, tile: int, count: int, ctas: int):
+            q_buffer, ring, q_full, q_free, full, free, tile: int, count: int, ctas: int, scale: float | None):
     warpgroup = lax.axis_index("warpgroup")
-    stages, width = ring.shape[::2]
+    stages = ring.shape[0]
     my_rows = lambda query_tile, worker: pl.ds(query_tile * QUERIES + worker * HALF, HALF)
     slot_of = lambda step: lax.rem(step, jnp.int32(stages))
 
@@ -136,7 +140,7 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
                 plgpu.barrier_wait(full.at[slot])
                 scores = tensor_core.scores(q_buffer.at[warpgroup], ring.at[slot])
                 plgpu.barrier_arrive(free.at[slot])
-                return scores
+                return scores if scale is None else scores * scale
 
             def bound_best(rounds):
                 maxima = (constant(LOWEST, (HALF, tile), ACC),) * (GROUPS // tile)
@@ -147,10 +151,10 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
             def visit(i, state):
                 lengths, bounds = lists.make_room(tile, *state)  # first, for both need most registers
                 scores = scores_at(step + seen + i - begin)
-                scores = lax.cond((i < a) | (i >= b) | unbounded, clear_others, lambda _, x: x, i, scores)
+                scores = lax.cond((i < a) | (i >= b) | unbounded, only_candidates, lambda _, x: x, i, scores)
                 return lists.append(scores, i * tile, lengths, bounds), bounds
 
-            def clear_others(i, scores):
+            def only_candidates(i, scores):  # what is no number among them becomes one; no bound would be above it
                 inside = (column >= by_row(first - i * tile, column)) & (column <= by_row(last - i * tile, column))
                 return jnp.where(inside, _at_least(scores, jnp.float32(LOWEST)), -jnp.inf)
 

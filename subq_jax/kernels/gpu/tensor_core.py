@@ -108,8 +108,8 @@ def sums_of_warp(numbers, count: int):
 def append_better(scores, ids, bounds, places, kept_scores, kept_ids, *, equals=None, backward: bool = False):
     """Every row's numbers above its bound go into its row of two tables, in the order of columns.
 
-    Four lanes share a row of 8 columns. All vote; a lane's place is behind what those before it and its own left column
-    put down:
+    Four lanes share a row of 8 columns. A warp passes over 8 columns of which no lane has anything to put down.
+    Otherwise all vote; a lane's place is behind what those before it and its own left column put down:
 
         columns  0   1   2   3   4   5   6   7        * above the bound
         lane     0   0   1   1   2   2   3   3
