@@ -25,11 +25,14 @@ pytestmark = [pytest.mark.tpu_compile, pytest.mark.skipif(why_not() is not None,
 
 KERNELS = {"best_blocks", "attend_listed_blocks", "backward_queries", "backward_keys"}
 MILLION = 1 << 20
-SMALLEST_AND_NEWEST = [chip if chip in ("v5e", "tpu7x") else pytest.param(chip, marks=pytest.mark.slow)
-                       for chip in TOPOLOGIES]
 
 
-@pytest.mark.parametrize("chip", SMALLEST_AND_NEWEST)
+def chips(*always: str):
+    """Every chip, the others only in the long matrix."""
+    return [chip if chip in always else pytest.param(chip, marks=pytest.mark.slow) for chip in TOPOLOGIES]
+
+
+@pytest.mark.parametrize("chip", chips("v5e", "tpu7x"))
 def test_every_kernel_compiles_for_a_million_tokens(chip):
     """The kernels of forward and backward pass as they are called; the whole program takes the compiler a minute."""
     kernels = compile_kernels(TOPOLOGIES[chip], gradient, shapes_of(MILLION, 16, 1))
@@ -40,8 +43,7 @@ def test_every_kernel_compiles_for_a_million_tokens(chip):
         assert vmem < VMEM, name
 
 
-@pytest.mark.parametrize("chip", ["v5e", *(pytest.param(chip, marks=pytest.mark.slow) for chip in TOPOLOGIES
-                                           if chip != "v5e")])
+@pytest.mark.parametrize("chip", chips("v5e"))
 def test_every_kernel_compiles_without_a_gate(chip):
     """Then nothing is kept of the router's queries, and the compiler takes no arrays without elements."""
     ungated = functools.partial(gradient, gate=False)

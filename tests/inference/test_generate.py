@@ -55,7 +55,9 @@ def test_prefill_in_chunks_equals_the_full_forward(mechanism):
         jnp.concatenate(parts, axis=1), forward(decoder(mechanism), prompt), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("router", [{}, {"router_learns_window": True, "router_tied": False}])
+@pytest.mark.parametrize("router", [
+    {}, {"router_learns_window": True, "router_tied": False},
+    *(pytest.param(one, marks=pytest.mark.slow) for one in ({"router_learns_window": True}, {"router_tied": False}))])
 def test_router_queries_that_are_means_over_neighbours_go_on_across_chunks(router):
     model, prompt = decoder("selective", router_window=5, **router), tokens(40)
     for path, param in nnx.iter_graph(model):  # from where they start learned windows equal the fixed one

@@ -23,7 +23,6 @@ the M best are those of the lowest ids, which stand first. A score that is no nu
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -73,9 +72,6 @@ def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
     (rows, padded, width), tile = router_q.shape, tile_of(count)
     itemsize = router_q.dtype.itemsize
     stages = max(2, min(8, RING_BYTES // (tile * width * itemsize)))
-    scale = score_scale(width)
-    if router_q.dtype == jnp.bfloat16 and math.frexp(scale)[0] == 0.5:  # a power of 2: the same scores, bit by bit
-        router_q, scale = router_q * jnp.bfloat16(scale), None
     ctas = min(ctas, rows * padded // QUERIES)
     scratch = {
         "q_buffer": matrix(WORKERS, HALF, width, dtype=router_q.dtype),
@@ -89,7 +85,7 @@ def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
     shapes = (rows, padded, count), (ctas, QUERIES, LISTED)
     results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes for dtype in (jnp.int32, jnp.float32)]
     arguments = router_q, summaries, low, high, _spans(low, high, tile, summaries.shape[1])
-    kernel = functools.partial(_kernel, tile=tile, count=count, ctas=ctas, scale=scale)
+    kernel = functools.partial(_kernel, tile=tile, count=count, ctas=ctas)
     ids, scores, *_ = launch(kernel, results, scratch, ctas, arguments)
     filled = jnp.arange(count, dtype=jnp.int32)[None, None] <= (high - low)[..., None]
     return jnp.where(filled, ids, -1), jnp.where(filled, scores, 0.0)
@@ -116,9 +112,9 @@ def _spans(low, high, tile: int, num_blocks: int):
 
 
 def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_ids, listed_scores, *,
-            q_buffer, ring, q_full, q_free, full, free, tile: int, count: int, ctas: int, scale: float | None):
+            q_buffer, ring, q_full, q_free, full, free, tile: int, count: int, ctas: int):
     warpgroup = lax.axis_index("warpgroup")
-    stages = ring.shape[0]
+    stages, width = ring.shape[::2]
     my_rows = lambda query_tile, worker: pl.ds(query_tile * QUERIES + worker * HALF, HALF)
     slot_of = lambda step: lax.rem(step, jnp.int32(stages))
 
@@ -138,9 +134,9 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
             def scores_at(step):
                 slot = slot_of(step)
                 plgpu.barrier_wait(full.at[slot])
-                scores = tensor_core.scores(q_buffer.at[warpgroup], ring.at[slot])
+                scores = tensor_core.scores(q_buffer.at[warpgroup], ring.at[slot]) * score_scale(width)
                 plgpu.barrier_arrive(free.at[slot])
-                return scores if scale is None else scores * scale
+                return scores
 
             def bound_best(rounds):
                 maxima = (constant(LOWEST, (HALF, tile), ACC),) * (GROUPS // tile)
