@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from problems import arrays, error, value_and_grads
+from streams import STREAMS, assert_chosen, stream
 
 from subq_jax import SelectionConfig, selective_attention
-from subq_jax.kernels.gpu import selective, tensor_core, warps
+from subq_jax.kernels.gpu import append, selective, tensor_core, warps
 from subq_jax.kernels.gpu.choose import best_blocks
-from subq_jax.selection.summaries import score_scale
 
 
 def scores(left, right):
@@ -40,15 +40,28 @@ def largest_of_warp(numbers):
     return numbers.max()
 
 
-def append_better(scores, ids, bounds, places, kept_scores, kept_ids, *, equals=None, backward=False):
-    better, step = scores > bounds[:, None], -1 if backward else 1
+def larger(numbers, others):
+    return jnp.fmax(numbers, others)
+
+
+def load_in_lanes(table, first, number):
+    return lax.dynamic_slice(table[...], (0, first), (table.shape[0], number))[:, order_of(number)]
+
+
+def order_of(number):
+    return append.place_in_order(jnp.arange(number), number)
+
+
+def append_better(scores, scale, ids, bounds, places, kept_scores, kept_ids, *, equals=None, backward=False):
+    columns, step = jnp.argsort(order_of(scores.shape[1])), -1 if backward else 1
+    scores, ids = scores[:, columns] * scale, ids[:, columns] if ids.ndim else ids + jnp.arange(scores.shape[1])
+    better = scores > bounds[:, None]
     if equals is not None:
         equal = scores == bounds[:, None]
         better |= equal & (jnp.cumsum(equal, axis=1) <= equals[:, None])
-    names = ids if ids.ndim else ids + jnp.arange(scores.shape[1])
     slots = jnp.where(better, places[:, None] + step * (jnp.cumsum(better, axis=1) - 1), kept_ids.shape[1])
     rows = jnp.arange(scores.shape[0])[:, None]
-    for kept, new in ((kept_scores, scores), (kept_ids, jnp.broadcast_to(names, scores.shape))):
+    for kept, new in ((kept_scores, scores), (kept_ids, jnp.broadcast_to(ids, scores.shape))):
         kept[...] = kept[...].at[rows, slots].set(new, mode="drop")
     return places + step * better.sum(axis=1, dtype=jnp.int32)
 
@@ -74,11 +87,13 @@ def sums_of_warp(numbers, count):
 def simulated_gpu():
     """`implementation="gpu"` runs simulated inside, at any size, on two multiprocessors."""
     replaced = [scores, two_scores, add_two_products, largest_of_warp, warp_scores, add_warp_product, warp_of_thread,
-                sums_of_warp, append_better]
+                sums_of_warp, larger]
     plain = mock.patch.multiple(tensor_core, **{function.__name__: function for function in replaced})
+    lists = mock.patch.multiple(append, append_better=append_better, load_in_lanes=load_in_lanes)
     sizes = mock.patch.multiple(selective, MULTIPROCESSORS=2, unsupported=lambda *_: None)
     apart = mock.patch.object(warps, "TOGETHER", 1)  # one warp for a thread, for a thread's branches cannot part here
-    with plain, sizes, apart, plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(uninitialized_memory="nan")):
+    simulator = plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(uninitialized_memory="nan"))
+    with plain, lists, sizes, apart, simulator:
         yield
 
 
@@ -157,33 +172,11 @@ def parts():
 
 def long_streams():
     """So many blocks that they are read twice, and lists that fill up again and again: the ids are the contract's."""
-    key, low = jax.random.key(7), jnp.ones((1, 256), jnp.int32)  # the second 128 have too few blocks in common
-    router_q = jax.random.normal(key, (1, 256, 64), jnp.bfloat16)
-    high = 900 + jax.random.randint(jax.random.fold_in(key, 2), (1, 256), 0, 250)
-    high = high.at[0, 128:130].set(jnp.array([0, 3]))
-    drawn = jax.random.normal(jax.random.fold_in(key, 1), (1, 1152, 64), jnp.bfloat16)
-    drawn = drawn.at[:, 1::8].set(drawn[:, ::8])  # every fourth block equals another
-    rising = jnp.broadcast_to(jnp.arange(1152.0)[:, None] // 3, drawn.shape).astype(jnp.bfloat16)
-    broken = drawn.at[:, 40].set(jnp.nan)
-    tiny = jnp.zeros_like(drawn).at[:, :, 0].set(-2e-38).at[:, jnp.array([7, 9, 300])].set(0)  # scores of -0 and 0
-    wide = jnp.concatenate([drawn, drawn[:, ::-1]], axis=2)  # 128 channels, of which the scale is no power of 2
-    cases = (drawn, 9), (drawn, 70), (drawn * 0, 33), (rising, 128), (broken, 9), (tiny, 9), (wide, 9)
-    for summaries, count in cases:
-        queries = jnp.abs(router_q) if summaries is rising else router_q  # blocks get better and better
-        queries = jnp.ones_like(router_q) if summaries is tiny else queries
-        queries = jnp.concatenate([router_q, router_q[:, ::-1]], axis=2) if summaries is wide else queries
-        score = jnp.einsum("xtr,xbr->xtb", queries, summaries, preferred_element_type=jnp.float32)
-        score = score * score_scale(queries.shape[-1])
-        block = jnp.arange(1152)
-        candidate = (block >= low[..., None]) & (block <= high[..., None])
-        score = jnp.where(candidate, jnp.where(jnp.isnan(score), jnp.finfo(jnp.float32).min, score), -jnp.inf)
+    for name in STREAMS:
+        router_q, summaries, low, high, count = stream(name, blocks=1152)
         with simulated_gpu():
-            ids, gates = jax.block_until_ready(best_blocks(queries, summaries, low, high, count, ctas=1))
-        best, expected = jax.lax.top_k(jnp.where(score == 0, 0.0, score), count)  # to which -0 is less than 0
-        expected = -jnp.sort(-jnp.where(best > -jnp.inf, expected, -1), axis=-1)
-        assert bool((ids == expected).all()), count
-        wanted = jnp.where(expected < 0, 0, jnp.take_along_axis(score, expected, -1))
-        assert bool(jnp.allclose(gates, wanted, rtol=1e-5, atol=1e-5)), count
+            chosen = jax.block_until_ready(best_blocks(router_q, summaries, low, high, count, ctas=1))
+        assert_chosen(chosen, router_q, summaries, low, high, count)
     print("equal")
 
 

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import arrays, error, value_and_grads, with_grads
+from streams import STREAMS, assert_chosen, stream
 from test_selective import assert_equally_good
 
 from subq_jax import SelectionConfig
+from subq_jax.kernels.gpu.choose import best_blocks
 
 pytestmark = pytest.mark.gpu
 
@@ -54,3 +56,14 @@ def test_gradients_of_the_router_where_gates_are_closed(scale):
     _, _, expected = value_and_grads(exact, config, "reference", True, selection=chosen)
     for grad, wanted in zip(grads[3:], expected[3:], strict=True):
         assert error(grad, wanted) < 2e-2
+
+
+@pytest.mark.parametrize("blocks", [1152, 16384])
+@pytest.mark.parametrize("name", STREAMS)
+def test_the_best_of_long_streams_are_chosen(name, blocks):
+    router_q, summaries, low, high, count = stream(name, blocks)
+    choose = jax.jit(lambda *x: best_blocks(*x, count, ctas=2))
+    chosen = choose(router_q, summaries, low, high)
+    assert_chosen(chosen, router_q, summaries, low, high, count)
+    for first, second in zip(chosen, choose(router_q, summaries, low, high), strict=True):
+        np.testing.assert_array_equal(first, second, err_msg="the same bits every time")

@@ -9,10 +9,10 @@ best when it might not hold another tile's, and their worst is the bound from th
                 [                  ]  ----------------->  [                          |           ]
                                                              M best of it, when full and at the end
 
-Long streams are read twice: first only the maximum of every 256th block is kept, and the M-th best of those 256 is a
-score that the M best blocks all reach. If the order is random 1.1 M (of 29) to 1.4 M (of 125) of 16,384 blocks reach
-it, so that a list is hardly ever full. What M of 256 numbers reach is found by bisection of their bits, in 32 rounds at
-most.
+Long streams are read twice: first only the maximum of every 128th block is kept (of every 256th where more than 64 are
+chosen), and the M-th best of those maxima is a score that the M best blocks all reach. If the order is random 1.1 M (of
+29) to 1.4 M (of 125) of 16,384 blocks reach it, so that a list is hardly ever full. What M of some numbers reach is
+found by bisection of their bits, in 32 rounds at most. Scores are scaled where they are compared with a bound.
 
 The lists of all multiprocessors take 35 MB of global memory, less than the second-level cache holds. Tiles behind the
 last candidate of 128 queries are not visited. Ids are compared with what is a candidate in those at the ends of a
@@ -31,7 +31,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from subq_jax.kernels.gpu import tensor_core
+from subq_jax.kernels.gpu import append, tensor_core
 from subq_jax.kernels.gpu.persistent import (
     HALF,
     PRODUCER,
@@ -49,7 +49,7 @@ from subq_jax.selection.summaries import score_scale
 
 QUERIES = HALF * WORKERS  # of a block of threads
 RING_BYTES = 128 << 10  # of shared memory for summaries
-GROUPS = 256  # of blocks, whose maxima bound the M-th best from below
+FEW = 64  # blocks to choose of which 128 maxima tell enough
 LEAST = 3  # blocks of a group that are worth reading twice
 LISTED, PART = 256, 64  # blocks in a query's list; of those that are looked at together
 LARGEST = int(jnp.iinfo(jnp.int32).max)  # all bits but the sign
@@ -84,7 +84,7 @@ def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
 
     shapes = (rows, padded, count), (ctas, QUERIES, LISTED)
     results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes for dtype in (jnp.int32, jnp.float32)]
-    arguments = router_q, summaries, low, high, _spans(low, high, tile, summaries.shape[1])
+    arguments = router_q, append.in_lanes(summaries, tile), low, high, _spans(low, high, tile, summaries.shape[1])
     kernel = functools.partial(_kernel, tile=tile, count=count, ctas=ctas)
     ids, scores, *_ = launch(kernel, results, scratch, ctas, arguments)
     filled = jnp.arange(count, dtype=jnp.int32)[None, None] <= (high - low)[..., None]
@@ -93,7 +93,12 @@ def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
 
 def tile_of(count: int) -> int:
     """Summaries compared at a time: fewer where many are chosen, or lists would have to be cut down often."""
-    return 128 if count <= 64 else 64
+    return 128 if count <= FEW else 64
+
+
+def _groups(count: int) -> int:
+    """How many groups the first reading keeps the maximum of, which bound the `count`-th best from below."""
+    return 128 if count <= FEW else 256
 
 
 def _spans(low, high, tile: int, num_blocks: int):
@@ -114,14 +119,14 @@ def _spans(low, high, tile: int, num_blocks: int):
 def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_ids, listed_scores, *,
             q_buffer, ring, q_full, q_free, full, free, tile: int, count: int, ctas: int):
     warpgroup = lax.axis_index("warpgroup")
-    stages, width = ring.shape[::2]
+    stages, scale, parts = ring.shape[0], score_scale(ring.shape[2]), _groups(count) // tile
     my_rows = lambda query_tile, worker: pl.ds(query_tile * QUERIES + worker * HALF, HALF)
     slot_of = lambda step: lax.rem(step, jnp.int32(stages))
 
     @pl.when(warpgroup < WORKERS)
     def _():
         plgpu.set_max_registers(REGISTERS[0], action="increase")
-        column = plgpu.broadcasted_iota(jnp.int32, (HALF, tile), 1, layout=ACC)
+        column = append.place_in_order(plgpu.broadcasted_iota(jnp.int32, (HALF, tile), 1, layout=ACC), tile)
         lists = _Lists(*(x.at[lax.axis_index("cta"), pl.ds(warpgroup * HALF, HALF)]
                          for x in (listed_scores, listed_ids)), count)
 
@@ -134,28 +139,28 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
             def scores_at(step):
                 slot = slot_of(step)
                 plgpu.barrier_wait(full.at[slot])
-                scores = tensor_core.scores(q_buffer.at[warpgroup], ring.at[slot]) * score_scale(width)
+                scores = tensor_core.scores(q_buffer.at[warpgroup], ring.at[slot])
                 plgpu.barrier_arrive(free.at[slot])
                 return scores
 
             def bound_best(rounds):
-                maxima = (constant(LOWEST, (HALF, tile), ACC),) * (GROUPS // tile)
+                maxima = (constant(LOWEST, (HALF, tile), ACC),) * parts
                 group = lambda i, maxima: tuple(
-                    _at_least(scores_at(step + i * len(maxima) + j), x) for j, x in enumerate(maxima))
-                return _below_best(lax.fori_loop(0, rounds, group, maxima), count)
+                    tensor_core.larger(scores_at(step + i * parts + j), x) for j, x in enumerate(maxima))
+                return _below_best(lax.fori_loop(0, rounds, group, maxima), count, scale)
 
             def visit(i, state):
                 lengths, bounds = lists.make_room(tile, *state)  # first, for both need most registers
                 scores = scores_at(step + seen + i - begin)
                 scores = lax.cond((i < a) | (i >= b) | unbounded, only_candidates, lambda _, x: x, i, scores)
-                return lists.append(scores, i * tile, lengths, bounds), bounds
+                return lists.append(scores, scale, i * tile, lengths, bounds), bounds
 
             def only_candidates(i, scores):  # what is no number among them becomes one; no bound would be above it
                 inside = (column >= by_row(first - i * tile, column)) & (column <= by_row(last - i * tile, column))
-                return jnp.where(inside, _at_least(scores, jnp.float32(LOWEST)), -jnp.inf)
+                return jnp.where(inside, tensor_core.larger(scores, constant(LOWEST, scores.shape, ACC)), -jnp.inf)
 
-            rounds = _rounds(a, b, tile)
-            seen = rounds * (GROUPS // tile)
+            rounds = _rounds(a, b, parts)
+            seen = rounds * parts
             bounds = lax.cond(rounds > 0, bound_best, lambda _: _each_row(-jnp.inf), rounds)
             unbounded = tensor_core.largest_of_warp(jnp.where(bounds > LOWEST, 0, 1)) > 0
             lengths, bounds = lax.fori_loop(begin, end, visit, (_each_row(0), bounds))
@@ -171,7 +176,7 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
 
         def query_tile(x, query_tile, number, step):
             begin, a, b, end = (spans[x, query_tile, j] for j in range(4))
-            seen = _rounds(a, b, tile) * (GROUPS // tile)
+            seen = _rounds(a, b, parts) * parts
             for worker in range(WORKERS):
                 @pl.when(number > 0)
                 def _(worker=worker):
@@ -201,19 +206,19 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
             plgpu.barrier_wait(q_free.at[worker])
 
 
-def _rounds(a, b, tile: int):
+def _rounds(a, b, parts: int):
     """How many blocks of each group the first reading sees, of tiles [a, b); 0 where it is not worth it."""
-    rounds = lax.div(b - a, jnp.int32(GROUPS // tile))
+    rounds = lax.div(b - a, jnp.int32(parts))
     return jnp.where(rounds < LEAST, 0, rounds)
 
 
-def _below_best(maxima, count: int):
-    """A number barely below the `count`-th best of every row of `maxima`, float32 [64]; -inf where there is none."""
-    orders = tuple(map(_order, maxima))
-    lowest = functools.reduce(jnp.minimum, [x.min(axis=1) for x in orders])
-    bound = _number(_reached_by(orders, count, lowest, _highest(orders), _each_row(float(GROUPS))))
-    bound = jnp.minimum(bound, -LOWEST)
-    return jnp.where(bound > LOWEST, bound - jnp.maximum(jnp.abs(bound) * 2.0**-22, 1e-37), -jnp.inf)
+def _below_best(maxima, count: int, scale: float):
+    """`scale` times a number barely below the `count`-th best of every row of `maxima`, float32 [64]; -inf for none."""
+    lowest, highest = (_over_all(x, maxima) for x in (jnp.minimum, jnp.maximum))
+    size = sum(x.shape[1] for x in maxima)
+    bound = jnp.minimum(_reached_by(maxima, count, lowest, highest, _each_row(float(size))), -LOWEST)
+    below = bound * scale
+    return jnp.where(bound > LOWEST, below - jnp.maximum(jnp.abs(below) * 2.0**-22, 1e-37), -jnp.inf)
 
 
 class _Lists(NamedTuple):
@@ -223,9 +228,9 @@ class _Lists(NamedTuple):
     ids: jax.Array
     count: int
 
-    def append(self, scores, first_id, lengths, bounds):
-        """Appends what of `scores` [64, n] is above `bounds` [64]; -> new lengths."""
-        return tensor_core.append_better(scores, first_id, bounds, lengths, self.scores, self.ids)
+    def append(self, scores, scale, first_id, lengths, bounds):
+        """Appends what of `scores` [64, n], scaled, is above `bounds` [64]; -> new lengths."""
+        return append.append_better(scores, scale, first_id, bounds, lengths, self.scores, self.ids)
 
     def make_room(self, size: int, lengths, bounds):
         """Lengths and bounds [64] after cutting down lists that could not take `size` blocks more."""
@@ -248,46 +253,55 @@ class _Lists(NamedTuple):
 
         Of a list that holds fewer than are chosen all are the best.
         """
-        orders = [_order(self._part(i, lengths)) for i in range(LISTED // PART)]
-        lowest = _order(bounds)
-        highest = jnp.where(lengths <= self.count, lowest, _highest(orders))  # of few there is nothing to look for
-        least = _reached_by(orders, self.count, lowest, highest, lengths.astype(jnp.float32))
-        least = jnp.where(least == -1, 0, least)  # -0, which equals 0 wherever numbers are compared
-        better = sum(_count(x > by_row(least, x)) for x in orders).astype(jnp.int32)
-        return _number(least), jnp.where(lengths < self.count, 0, self.count - better)
+        best = lambda parts: functools.partial(self._best_of, parts)
+        return lax.cond(self._parts(lengths) <= 1, best(1), best(LISTED // PART), lengths, bounds)
+
+    def _best_of(self, parts: int, lengths, bounds):
+        """`_best` where no list goes beyond so many parts."""
+        listed = [self._part(i, lengths) for i in range(parts)]
+        highest = jnp.where(lengths <= self.count, bounds, _over_all(jnp.maximum, listed))  # few: nothing to look for
+        least = _reached_by(listed, self.count, bounds, highest, lengths.astype(jnp.float32))
+        better = sum(_count(x > by_row(least, x)) for x in listed).astype(jnp.int32)
+        return least, jnp.where(lengths < self.count, 0, self.count - better)
 
     def _copy(self, lengths, least, equals, places, scores_out, ids_out, *, backward: bool = False):
         """Copies what is above `least` and the first `equals` that equal it, from `places` on."""
         def copy(i, state):
             places, equals = state
-            scores = self._part(i, lengths)
-            ids = plgpu.load(self.ids.at[:, pl.ds(i * PART, PART)], layout=ACC, optimized=False)
-            places = tensor_core.append_better(
-                scores, ids, least, places, scores_out, ids_out, equals=equals, backward=backward)
+            scores, ids = self._part(i, lengths), append.load_in_lanes(self.ids, i * PART, PART)
+            places = append.append_better(
+                scores, 1.0, ids, least, places, scores_out, ids_out, equals=equals, backward=backward)
             return places, equals - _count(scores == by_row(least, scores)).astype(jnp.int32)
 
-        lax.fori_loop(0, LISTED // PART, copy, (places, equals))
+        lax.fori_loop(0, self._parts(lengths), copy, (places, equals))
+
+    def _parts(self, lengths):
+        """How many parts the longest of a warp's lists has."""
+        return lax.div(tensor_core.largest_of_warp(lengths) + (PART - 1), jnp.int32(PART))
 
     def _part(self, i, lengths):
-        """Scores of a part of the lists, -inf behind their ends; float32 [64, PART]."""
-        scores = plgpu.load(self.scores.at[:, pl.ds(i * PART, PART)], layout=ACC, optimized=False)
-        slot = plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=ACC)
+        """Scores of a part of the lists, -inf behind their ends; float32 [64, PART], columns in the order of lanes."""
+        scores = append.load_in_lanes(self.scores, jnp.int32(i * PART), PART)
+        slot = append.place_in_order(plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=ACC), PART)
         return jnp.where(slot < by_row(lengths - i * PART, slot), scores, -jnp.inf)
 
 
-def _reached_by(orders, count: int, low, high, reaching):
-    """For every row the `count`-th largest of `orders`, or a number that exactly `count` of them reach; int32 [64].
+def _reached_by(numbers, count: int, low, high, reaching):
+    """For every row the `count`-th largest of `numbers`, or one that exactly `count` of them reach; float32 [64].
+
+    Bits of numbers are bisected, as integers of their order.
 
     Args:
-      orders: integers of `_order`, int32 [64, n] each.
+      numbers: float32 [64, n] each.
       count: how many are to reach it.
-      low, high: int32 [64], a number that `count` reach, and one that is reached if it is the largest.
+      low, high: float32 [64], a number that `count` reach, and one that is reached if it is the largest.
       reaching: float32 [64], how many reach `low`.
     """
     def narrow(state):
         _, low, high, reaching = state
         middle = (low | high) - ((low ^ high) >> 1)
-        counted = sum(_count(x >= by_row(middle, x)) for x in orders)
+        reached = _number(middle)
+        counted = sum(_count(x >= by_row(reached, x)) for x in numbers)
         enough = counted >= count
         low, high = jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)
         return state_of(low, high, jnp.where(enough, counted, reaching))
@@ -296,16 +310,14 @@ def _reached_by(orders, count: int, low, high, reaching):
         left = jnp.where((low < high) & (reaching > count), 1, 0)
         return tensor_core.largest_of_warp(left), low, high, reaching
 
-    return lax.while_loop(lambda state: state[0] > 0, narrow, state_of(low, high, reaching))[1]
+    state = state_of(_order(low), _order(high), reaching)
+    return _number(lax.while_loop(lambda state: state[0] > 0, narrow, state)[1])
 
 
-def _highest(orders):
-    return functools.reduce(jnp.maximum, [x.max(axis=1) for x in orders])
-
-
-def _at_least(x, least):
-    """The larger of both; `least` where `x` is no number."""
-    return jnp.where(x > least, x, least)
+def _over_all(larger, numbers):
+    """The largest (or smallest) of every row of all `numbers`, float32 [64]."""
+    best = functools.reduce(larger, numbers)
+    return best.max(axis=1) if larger is jnp.maximum else best.min(axis=1)
 
 
 def _each_row(number):

@@ -12,12 +12,11 @@ from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, llvm, memref, nvvm, scf, vector
+from jaxlib.mlir.dialects import arith, vector
 
 ACC = plgpu.Layout.WGMMA
 ROWS = plgpu.Layout.WGMMA.reduce(1)  # one number for each row of a product
 COLUMNS = plgpu.Layout.WGMMA.reduce(0)
-_BITS = [*(1 << i for i in range(31)), -(1 << 31)]  # of an int32
 LOADED_TILES = 4  # of 8 rows of a right operand, whose fragments a thread holds at a time
 
 
@@ -39,6 +38,20 @@ def largest_of_warp(numbers):
             utils.redux(first, every_lane, utils.ReductionKind.MAX), (), is_signed=True)
 
     return largest(numbers)
+
+
+def larger(numbers, others):
+    """The larger of every two, of arrays in `ACC`; the other one where one is no number."""
+    of_same_kind = plgpu.ShapeDtypeStruct(numbers.shape, numbers.dtype, layout=ACC)
+
+    @plgpu.inline_mgpu(arg_types=(ACC, ACC), return_type=of_same_kind)
+    def maxima(_, numbers, others):
+        registers = numbers.registers.copy()
+        for i, other in enumerate(others.registers.flat):
+            registers.flat[i] = arith.maxnumf(registers.flat[i], other)
+        return mgpu.FragmentedArray(_registers=registers, _layout=numbers.layout, _is_signed=None)
+
+    return maxima(numbers, others)
 
 
 def _accumulator(rows: int, columns: int):
@@ -103,105 +116,6 @@ def sums_of_warp(numbers, count: int):
         return tuple(mgpu.FragmentedArray.splat(x, ()) for x in totals)
 
     return sums(numbers)
-
-
-def append_better(scores, ids, bounds, places, kept_scores, kept_ids, *, equals=None, backward: bool = False):
-    """Every row's numbers above its bound go into its row of two tables, in the order of columns.
-
-    Four lanes share a row of 8 columns. A warp passes over 8 columns of which no lane has anything to put down.
-    Otherwise all vote; a lane's place is behind what those before it and its own left column put down:
-
-        columns  0   1   2   3   4   5   6   7        * above the bound
-        lane     0   0   1   1   2   2   3   3
-                 .   *   .   .   *   *   .   *
-        place        +0          +1  +2      +3
-
-    Warps need not come here together. What one of them has written all its lanes can read afterwards. `scores` and
-    `ids` may have been loaded from the tables themselves, if none moves to a later column.
-
-    Args:
-      scores: float32 [64, n] in `ACC`, n up to 128.
-      ids: of the columns, whose first is this number, or of every entry, int32 [64, n] in `ACC`.
-      bounds: float32 [64] in `ROWS`.
-      places: int32 [64] in `ROWS`, where a row's first goes; there must be room for all.
-      kept_scores, kept_ids: references [64, C] into global memory.
-      equals: int32 [64] in `ROWS`, how many that equal the bound go along, the first of each row; None for none.
-      backward: the next goes before the last instead of behind it.
-
-    Returns:
-      int32 [64], where the next would go.
-    """
-    of_ids = ACC if ids.ndim else plgpu.Layout.WG_SPLAT
-    further = () if equals is None else (equals,)
-
-    @plgpu.inline_mgpu(arg_types=(ACC, of_ids, ROWS, ROWS, plgpu.RefType(), plgpu.RefType(), *(ROWS for _ in further)),
-                       return_type=plgpu.ShapeDtypeStruct(places.shape, jnp.int32, layout=ROWS))
-    def append(_, scores, ids, bounds, places, kept_scores, kept_ids, *further):
-        i32, index = ir.IntegerType.get_signless(32), ir.IndexType.get()
-        number = lambda x: arith.constant(i32, x)
-        at = lambda x: arith.index_cast(index, x)
-        ballot = lambda some: nvvm.vote_sync(number(-1), some, "ballot", results=[i32])
-        of_rows = lambda x: [vector.extract(register, [], [0]) for register in x.registers.flat]
-        forward = arith.subi if backward else arith.addi
-        thread = arith.remui(utils.thread_idx(), number(128))
-        lane = arith.remui(thread, number(32))
-        quad = arith.andi(lane, number(3))  # of four lanes that share rows
-        before = arith.subi(arith.shli(number(1), quad), number(1))
-        row = arith.addi(arith.muli(arith.divui(thread, number(32)), number(16)), arith.divui(lane, number(4)))
-        rows = [at(arith.addi(row, number(8 * half))) for half in range(2)]
-        of_quad = lambda votes: [arith.andi(arith.shrui(x, arith.subi(lane, quad)), number(15)) for x in votes]
-        earlier = lambda mine: arith.addi(*(llvm.intr_ctpop(arith.andi(x, before)) for x in mine))
-        total = lambda mine: arith.addi(*(llvm.intr_ctpop(x) for x in mine))
-        bounds, ends, *left = map(of_rows, (bounds, places, *further))
-        reached = arith.CmpFPredicate.OGE if further else arith.CmpFPredicate.OGT
-        pairs = [[vector.extract(pair, [], [k]) for k in range(2)] for pair in scores.registers.flat]
-        found = number(0)  # a bit for every pair that some lane has something of: no branch waits for a vote
-        for i, both in enumerate(pairs):
-            some = arith.ori(*(arith.cmpf(reached, x, bounds[i % 2]) for x in both))
-            some = nvvm.vote_sync(number(-1), some, "any", results=[ir.IntegerType.get_signless(1)])
-            found = arith.ori(found, arith.select(some, number(_BITS[i]), number(0)))
-        utils.warp_barrier()  # what was loaded from the tables is loaded before another lane overwrites it
-        for i, both in enumerate(pairs):  # columns 8 j + 2 quad and the one behind, rows of one half
-            j, half = divmod(i, 2)
-            here = arith.cmpi(arith.CmpIPredicate.ne, arith.andi(found, number(_BITS[i])), number(0))
-            branch = scf.IfOp(here, [i32] * (1 + len(left)), has_else=True)
-            with ir.InsertionPoint(branch.then_block):
-                compare = lambda how, both=both, half=half: [arith.cmpf(how, x, bounds[half]) for x in both]
-                better, rest = compare(arith.CmpFPredicate.OGT), []
-                if further:
-                    equal = compare(arith.CmpFPredicate.OEQ)
-                    mine = of_quad([ballot(x) for x in equal])
-                    rank = earlier(mine)
-                    ranks = rank, arith.addi(rank, arith.extui(i32, equal[0]))
-                    taken = [arith.andi(x, arith.cmpi(arith.CmpIPredicate.slt, rank, left[0][half]))
-                             for x, rank in zip(equal, ranks, strict=True)]
-                    rest = [arith.subi(left[0][half], total(mine))]
-                    better = [arith.ori(x, y) for x, y in zip(better, taken, strict=True)]
-                mine = of_quad([ballot(x) for x in better])
-                place = forward(ends[half], earlier(mine))
-                slots = [place, forward(place, arith.extui(i32, better[0]))]
-                if of_ids is ACC:
-                    names = [vector.extract(ids.registers.flat[i], [], [k]) for k in range(2)]
-                else:
-                    first = arith.addi(ids.registers.flat[0], arith.muli(quad, number(2)))
-                    names = [arith.addi(first, number(8 * j + k)) for k in range(2)]
-                for x, name, slot, is_better in zip(both, names, slots, better, strict=True):
-                    with utils.when(is_better):
-                        memref.store(x, kept_scores, [rows[half], at(slot)])
-                        memref.store(name, kept_ids, [rows[half], at(slot)])
-                scf.yield_([forward(ends[half], total(mine)), *rest])
-            with ir.InsertionPoint(branch.else_block):
-                scf.yield_([ends[half], *(x[half] for x in left)])
-            ends[half], *rest = branch.results
-            for x, now in zip(left, rest, strict=True):
-                x[half] = now
-        utils.warp_barrier()
-        registers = places.registers.copy()
-        for i, end in enumerate(ends):
-            registers.flat[i] = vector.broadcast(registers.flat[i].type, end)
-        return mgpu.FragmentedArray(_registers=registers, _layout=places.layout, _is_signed=True)
-
-    return append(scores, ids, bounds, places, kept_scores, kept_ids, *further)
 
 
 def warp_scores(left, right):
