@@ -9,6 +9,7 @@ handles row numbers only and each batch is gathered in one go, since its cost is
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from subq_jax.files import exclusive, sync
 
 VERSION = 1
 PREFETCHED_BATCHES = 4
+ENCODED_TOGETHER = 256  # documents
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -168,7 +170,9 @@ def _write_tokens(texts: Iterator[str], tokenizer: Tokenizer, folder: Path) -> N
     """Writes the token stream of a split into `folder`, which appears only when complete; the caller holds its lock."""
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
     documents = [
-        np.concatenate([[tokenizer.bos_id], tokenizer.encode(text), [tokenizer.eos_id]]).astype(dtype) for text in texts
+        np.concatenate([[tokenizer.bos_id], tokens, [tokenizer.eos_id]]).astype(dtype)
+        for some in itertools.batched(texts, ENCODED_TOGETHER)
+        for tokens in tokenizer.encode_batch(list(some))
     ]
     unfinished = folder.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
