@@ -1,15 +1,19 @@
 """`selective_attention`: the public function, and the choice of its implementation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from subq_jax.attention import checks
 from subq_jax.attention.reference import reference_selective_attention
+from subq_jax.attention.shares import on_own_share
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterKeys, RouterQueries, SegmentIds, Selection, Values
 from subq_jax.kernels.gpu.limits import CAPABILITY
 from subq_jax.kernels.gpu.selective import gpu_selective_attention
 from subq_jax.kernels.tpu.selective import tpu_selective_attention
 from subq_jax.kernels.xla.selective import xla_selective_attention
+from subq_jax.parallel.sharding import active_mesh
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.tree import SummaryTree, build_tree, clear_incomplete_nodes
@@ -21,11 +25,12 @@ IMPLEMENTATIONS = {
     "tpu": tpu_selective_attention,
     "xla": xla_selective_attention,
 }
+KERNELS = ("gpu", "tpu")  # of Pallas, which no compiler splits over devices
 
 
 def default_implementation() -> str:
-    """The kernels of a single device that has some, else `"xla"`: Pallas kernels are not split over a mesh."""
-    if jax.device_count() > 1:
+    """The kernels of the devices that have some, else `"xla"`; of several only where `activation_mesh` shares them."""
+    if jax.device_count() > 1 and active_mesh() is None:
         return "xla"
     match jax.default_backend():
         case "tpu":
@@ -76,8 +81,8 @@ def selective_attention(
       tree: summaries prebuilt by `build_tree` and `update_tree` for these router keys, so that a call need not
         read them all; gradients then flow to its lowest level.
       implementation: `"reference"` (dense, float32, for checking), `"xla"`, `"gpu"` or `"tpu"` (Pallas kernels; sizes
-        that they do not take run as `"xla"`, with a warning that says why); default `"tpu"` on one TPU, `"gpu"` on one
-        GPU of compute capability 9.0, else `"xla"`.
+        that they do not take run as `"xla"`, with a warning that says why); default `"tpu"` on a TPU, `"gpu"` on a GPU
+        of compute capability 9.0, else `"xla"`, as on several devices outside of `activation_mesh`.
       return_selection: whether to return the selection too.
 
     Returns:
@@ -105,7 +110,8 @@ def selective_attention(
     else:
         tree = clear_incomplete_nodes(tree, checks.check_kv_length(kv_length, k.shape[0], k.shape[1]), config)
     inputs = SelectiveInputs(q, k, v, router_q, tree, place, present, selection)
-    out, chosen = IMPLEMENTATIONS[name](inputs, config, gate=gate)
+    attend = functools.partial(IMPLEMENTATIONS[name], config=config, gate=gate)
+    out, chosen = on_own_share(attend, inputs) if name in KERNELS else attend(inputs)
     return (out, chosen) if return_selection else out
 
 

@@ -3,6 +3,7 @@
 from subq_jax.parallel.distributed import maybe_initialize_distributed
 from subq_jax.parallel.mesh import MESH_AXES, parse_mesh
 from subq_jax.parallel.sharding import (
+    activation_mesh,
     batch_divisor,
     batch_sharding,
     logical_spec,
@@ -13,6 +14,7 @@ from subq_jax.parallel.sharding import (
 
 __all__ = [
     "MESH_AXES",
+    "activation_mesh",
     "batch_divisor",
     "batch_sharding",
     "logical_spec",

@@ -26,7 +26,7 @@ _ACTIVATION_MESH: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("
 
 @contextlib.contextmanager
 def activation_mesh(mesh: Mesh) -> Iterator[None]:
-    """While a function is traced inside, `constrain` lays its activations out on `mesh`."""
+    """While a function is traced inside, its activations and its kernels' work are laid out on `mesh`."""
     token = _ACTIVATION_MESH.set(mesh)
     try:
         yield
@@ -34,9 +34,14 @@ def activation_mesh(mesh: Mesh) -> Iterator[None]:
         _ACTIVATION_MESH.reset(token)
 
 
+def active_mesh() -> Mesh | None:
+    """The mesh of the `activation_mesh` around this call; None without one."""
+    return _ACTIVATION_MESH.get()
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Tells the compiler where an activation lives, one logical name for each dimension; elsewhere the identity."""
-    mesh = _ACTIVATION_MESH.get()
+    mesh = active_mesh()
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, logical_spec(names, x.shape, mesh)))

@@ -23,6 +23,7 @@ from subq_jax.kernels.tpu.lists import tile_lists
 from subq_jax.kernels.tpu.roofline import kernel_work
 from subq_jax.kernels.tpu.tile import AttendSizes, Slots
 from subq_jax.kernels.xla.selective import few_queries
+from subq_jax.parallel import activation_mesh, parse_mesh
 from subq_jax.selection.choose import block_scores, choose_blocks
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.tree import SummaryTree
@@ -195,12 +196,15 @@ def test_other_sizes_run_as_xla_and_say_why():
     np.testing.assert_array_equal(out, run("xla"))
 
 
-@pytest.mark.parametrize(("backend", "devices", "name"), [
-    ("tpu", 1, "tpu"), ("tpu", 4, "xla"), ("gpu 9.0", 1, "gpu"), ("gpu 9.0", 2, "xla"), ("gpu 8.0", 1, "xla"),
-    ("cpu", 1, "xla")])
-def test_the_default_follows_the_backend(monkeypatch, backend, devices, name):
+@pytest.mark.parametrize(("backend", "devices", "name", "on_a_mesh"), [
+    ("tpu", 1, "tpu", "tpu"), ("tpu", 4, "xla", "tpu"), ("gpu 9.0", 1, "gpu", "gpu"), ("gpu 9.0", 2, "xla", "gpu"),
+    ("gpu 8.0", 1, "xla", "xla"), ("cpu", 1, "xla", "xla")])
+def test_the_default_follows_the_backend(monkeypatch, backend, devices, name, on_a_mesh):
+    mesh = parse_mesh("", jax.devices()[:1])
     backend, _, capability = backend.partition(" ")
     monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)] * devices)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     assert api.default_implementation() == name
+    with activation_mesh(mesh):
+        assert api.default_implementation() == on_a_mesh

@@ -1,4 +1,4 @@
-"""The TPU's kernels on several chips: inside `jax.shard_map`, sequences and KV heads apart."""
+"""The TPU's kernels on several chips: inside `activation_mesh`, sequences and heads apart."""
 
 import os
 import subprocess
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from experiments.tpu_programs import TOPOLOGIES, devices_of, forward, gradient, vmem_of_kernels, why_not
+from subq_jax.parallel import activation_mesh, logical_spec, parse_mesh
 
+AXES = "batch", None, "heads", None  # of q, k, v, router_q, router_k
 ROOT = Path(__file__).resolve().parents[2]
-SHARDS = PartitionSpec("data", None, "tensor", None)  # of q, k, v, router_q, router_k, and of the output
 
 
 @pytest.mark.tpu_compile
@@ -22,13 +22,16 @@ SHARDS = PartitionSpec("data", None, "tensor", None)  # of q, k, v, router_q, ro
 @pytest.mark.parametrize(("chip", "function"), [
     ("v5e", forward), *(pytest.param(chip, gradient, marks=pytest.mark.slow) for chip in TOPOLOGIES)])
 def test_kernels_compile_for_four_devices(chip, function):
-    mesh = Mesh(np.array(devices_of(TOPOLOGIES[chip])[:4]).reshape(2, 2), ("data", "tensor"))
-    arrays = [jax.ShapeDtypeStruct((2, 2048, heads, width), jnp.bfloat16, sharding=NamedSharding(mesh, SHARDS))
-              for heads, width in ((16, 128), (2, 128), (2, 128), (2, 64), (2, 64))]
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        # The kernels do not say over which axes their outputs vary, hence no check.
-        shards = jax.shard_map(function, in_specs=SHARDS, out_specs=SHARDS, check_vma=False)
-        compiled = jax.jit(shards).trace(*arrays).lower(lowering_platforms=("tpu",)).compile()
+    mesh = parse_mesh("data:2,tensor:2", devices_of(TOPOLOGIES[chip])[:4])
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, logical_spec(AXES, shape, mesh)))
+              for shape in ((2, 2048, heads, width) for heads, width in (
+                  (16, 128), (2, 128), (2, 128), (2, 64), (2, 64)))]
+
+    def shared(*arrays):
+        with activation_mesh(mesh):
+            return function(*arrays)
+
+    compiled = jax.jit(shared).trace(*arrays).lower(lowering_platforms=("tpu",)).compile()
     text = compiled.as_text()
     assert "attend_listed_blocks" in vmem_of_kernels(text)
     assert not any(name in text for name in ("all-gather", "all-reduce", "collective-permute")), "chips wait for others"

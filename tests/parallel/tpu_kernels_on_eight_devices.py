@@ -1,27 +1,46 @@
-"""`implementation="tpu"`, interpreted, on 4 x 2 devices: run by `test_tpu_kernels.py` in a process of its own."""
+"""`implementation="tpu"`, interpreted, on meshes of 8 devices: run by `test_tpu_kernels.py` in a process of its own."""
 
 import jax
 import numpy as np
 from interpreted import interpreted_kernels
-from jax.sharding import PartitionSpec
 from problems import arrays
 
 from subq_jax import SelectionConfig, selective_attention
+from subq_jax.parallel import activation_mesh, parse_mesh
 
 CONFIG = SelectionConfig(block_size=4, num_blocks=2, local_blocks=2, sink_blocks=1)
+CASES = (  # mesh, KV heads, query heads of each, axes that the output's sequences and heads are cut along
+    ("data:4,tensor:2", 2, 2, ("data", None, "tensor")),
+    ("data:4,tensor:2", 1, 4, ("data", None, "tensor")),  # every device has the KV head
+    ("fsdp:2,tensor:4", 2, 4, ("fsdp",)),  # query heads would be parted from their KV heads
+)
 
 
 def main():
-    values = arrays(0, 4, 32, 32, 2, 2)
-    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    shards = PartitionSpec("data", None, "tensor", None)
-    attend = lambda *x: selective_attention(*x, CONFIG, implementation="tpu")
-    with interpreted_kernels():
-        out = jax.jit(jax.shard_map(attend, mesh=mesh, in_specs=shards, out_specs=shards, check_vma=False))(*values)
-        jax.block_until_ready(out)
-    assert len(out.sharding.device_set) == 8
-    expected = selective_attention(*values, CONFIG, implementation="reference")
-    np.testing.assert_allclose(out, expected, atol=2e-5)
+    for text, kv_heads, group, cut in CASES:
+        values, mesh = arrays(0, 4, 32, 32, kv_heads, group), parse_mesh(text)
+        weight = jax.random.normal(jax.random.key(1), values[0].shape)
+
+        def run(implementation, values=values, weight=weight):
+            def loss(*values):
+                out, selection = selective_attention(
+                    *values, CONFIG, implementation=implementation, return_selection=True)
+                return (out * weight).sum(), (out, selection)
+
+            (_, (out, selection)), grads = jax.value_and_grad(loss, argnums=range(5), has_aux=True)(*values)
+            return out, selection, grads
+
+        def shared(mesh=mesh, run=run):
+            with activation_mesh(mesh):
+                return run("tpu")
+
+        with interpreted_kernels():
+            out, selection, grads = jax.block_until_ready(jax.jit(shared)())
+        assert tuple(out.sharding.spec) == cut, out.sharding
+        expected, expected_selection, expected_grads = run("reference")
+        np.testing.assert_array_equal(selection, expected_selection)
+        for found, wanted in zip((out, *grads), (expected, *expected_grads), strict=True):
+            np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
 if __name__ == "__main__":
