@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from subq_jax.attention import checks
 from subq_jax.attention.reference import reference_selective_attention
-from subq_jax.attention.shares import on_own_share
+from subq_jax.attention.sharded import attend_sharded
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterKeys, RouterQueries, SegmentIds, Selection, Values
 from subq_jax.kernels.gpu.limits import CAPABILITY
 from subq_jax.kernels.gpu.selective import gpu_selective_attention
@@ -25,11 +25,11 @@ IMPLEMENTATIONS = {
     "tpu": tpu_selective_attention,
     "xla": xla_selective_attention,
 }
-KERNELS = ("gpu", "tpu")  # of Pallas, which no compiler splits over devices
+KERNELS = ("gpu", "tpu")  # of Pallas, which the compiler cannot shard
 
 
 def default_implementation() -> str:
-    """The kernels of the devices that have some, else `"xla"`; of several only where `activation_mesh` shares them."""
+    """The kernels of this kind of device, else `"xla"`, also where several have no `activation_mesh` to shard them."""
     if jax.device_count() > 1 and active_mesh() is None:
         return "xla"
     match jax.default_backend():
@@ -82,7 +82,7 @@ def selective_attention(
         read them all; gradients then flow to its lowest level.
       implementation: `"reference"` (dense, float32, for checking), `"xla"`, `"gpu"` or `"tpu"` (Pallas kernels; sizes
         that they do not take run as `"xla"`, with a warning that says why); default `"tpu"` on a TPU, `"gpu"` on a GPU
-        of compute capability 9.0, else `"xla"`, as on several devices outside of `activation_mesh`.
+        of compute capability 9.0, else `"xla"`; with several devices always `"xla"` outside of `activation_mesh`.
       return_selection: whether to return the selection too.
 
     Returns:
@@ -111,7 +111,7 @@ def selective_attention(
         tree = clear_incomplete_nodes(tree, checks.check_kv_length(kv_length, k.shape[0], k.shape[1]), config)
     inputs = SelectiveInputs(q, k, v, router_q, tree, place, present, selection)
     attend = functools.partial(IMPLEMENTATIONS[name], config=config, gate=gate)
-    out, chosen = on_own_share(attend, inputs) if name in KERNELS else attend(inputs)
+    out, chosen = attend_sharded(attend, inputs) if name in KERNELS else attend(inputs)
     return (out, chosen) if return_selection else out
 
 

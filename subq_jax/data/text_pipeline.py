@@ -9,7 +9,6 @@ handles row numbers only and each batch is gathered in one go, since its cost is
 import dataclasses
 import functools
 import hashlib
-import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from subq_jax.files import exclusive, sync
 
 VERSION = 1
 PREFETCHED_BATCHES = 4
-ENCODED_TOGETHER = 256  # documents
+TOGETHER = 4 << 20  # characters that are encoded at once: enough for all cores, few enough for memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,13 +165,27 @@ def _texts(corpus: Path, split: str) -> Iterator[str]:
     return (source[i]["text"].decode("utf-8") for i in range(len(source)))
 
 
+def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """The tokens of each text; on all cores where the tokenizer has `encode_batch`."""
+    if not hasattr(tokenizer, "encode_batch"):
+        yield from map(tokenizer.encode, texts)
+        return
+    batch, characters = [], 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= TOGETHER:
+            yield from tokenizer.encode_batch(batch)
+            batch, characters = [], 0
+    yield from tokenizer.encode_batch(batch)
+
+
 def _write_tokens(texts: Iterator[str], tokenizer: Tokenizer, folder: Path) -> None:
     """Writes the token stream of a split into `folder`, which appears only when complete; the caller holds its lock."""
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
     documents = [
         np.concatenate([[tokenizer.bos_id], tokens, [tokenizer.eos_id]]).astype(dtype)
-        for some in itertools.batched(texts, ENCODED_TOGETHER)
-        for tokens in tokenizer.encode_batch(list(some))
+        for tokens in _encoded(texts, tokenizer)
     ]
     unfinished = folder.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)

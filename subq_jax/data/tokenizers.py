@@ -26,8 +26,6 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> np.ndarray: ...
 
-    def encode_batch(self, texts: list[str]) -> list[np.ndarray]: ...
-
     def decode(self, tokens: Iterable[int]) -> str: ...
 
 
@@ -52,10 +50,6 @@ class ByteTokenizer(_Specials):
     def encode(self, text: str) -> np.ndarray:
         """The bytes of `text`, int32[S]."""
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
-
-    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """The bytes of each text, int32[S]."""
-        return [self.encode(text) for text in texts]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of `tokens` without special tokens; bytes that are not UTF-8 become replacement characters."""

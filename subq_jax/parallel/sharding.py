@@ -26,7 +26,15 @@ _ACTIVATION_MESH: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("
 
 @contextlib.contextmanager
 def activation_mesh(mesh: Mesh) -> Iterator[None]:
-    """While a function is traced inside, its activations and its kernels' work are laid out on `mesh`."""
+    """While a function is traced inside, its activations and its kernels' work are laid out on `mesh`.
+
+    Enter it inside of a jitted function: it is read while that is traced, and is no part of jit's cache key.
+
+    Raises:
+      ValueError: for a mesh without the axes that `parse_mesh` gives one.
+    """
+    if missing := {axis for axes in RULES.values() for axis in axes} - set(mesh.axis_names):
+        raise ValueError(f"mesh must have axes {sorted(missing)}, as parse_mesh gives it, got {mesh.axis_names}")
     token = _ACTIVATION_MESH.set(mesh)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The GPU's kernels on a CPU: copies and barriers simulated, only the tensor cores' products computed directly.
+"""The GPU's kernels on a CPU: copies and barriers simulated, products and what a warp does by itself computed directly.
 
     NPROC=16 python tests/attention/simulated_gpu.py PROBLEM
 
@@ -20,7 +20,7 @@ from problems import arrays, error, value_and_grads
 from streams import STREAMS, assert_chosen, stream
 
 from subq_jax import SelectionConfig, selective_attention
-from subq_jax.kernels.gpu import append, selective, tensor_core, warps
+from subq_jax.kernels.gpu import append, lanes, selective, tensor_core, warps
 from subq_jax.kernels.gpu.choose import best_blocks
 
 
@@ -40,7 +40,7 @@ def largest_of_warp(numbers):
     return numbers.max()
 
 
-def larger(numbers, others):
+def fmax(numbers, others):
     return jnp.fmax(numbers, others)
 
 
@@ -49,15 +49,26 @@ def load_in_lanes(table, first, number):
 
 
 def order_of(number):
-    return append.place_in_order(jnp.arange(number), number)
+    return lanes.place_in_order(jnp.arange(number), number)
+
+
+def rounded_product(numbers, factor):
+    """numbers * factor, and what rounding took away from it: Dekker's product (doi:10.1007/BF01397083)."""
+    def halves(x):
+        high = 4097 * x - (4097 * x - x)
+        return high, x - high
+
+    product, (a, b), (c, d) = numbers * factor, halves(numbers), halves(factor)
+    return product, ((a * c - product) + a * d + b * c) + b * d
 
 
 def append_better(scores, scale, ids, bounds, places, kept_scores, kept_ids, *, equals=None, backward=False):
-    columns, step = jnp.argsort(order_of(scores.shape[1])), -1 if backward else 1
-    scores, ids = scores[:, columns] * scale, ids[:, columns] if ids.ndim else ids + jnp.arange(scores.shape[1])
-    better = scores > bounds[:, None]
+    columns, step, bounds = jnp.argsort(order_of(scores.shape[1])), -1 if backward else 1, bounds[:, None]
+    ids = ids[:, columns] if ids.ndim else ids + jnp.arange(scores.shape[1])
+    scores, lost = rounded_product(scores[:, columns], jnp.float32(scale))
+    better = (scores > bounds) | ((scores == bounds) & (lost > 0))  # the kernel's sign is that of the exact product
     if equals is not None:
-        equal = scores == bounds[:, None]
+        equal = scores == bounds
         better |= equal & (jnp.cumsum(equal, axis=1) <= equals[:, None])
     slots = jnp.where(better, places[:, None] + step * (jnp.cumsum(better, axis=1) - 1), kept_ids.shape[1])
     rows = jnp.arange(scores.shape[0])[:, None]
@@ -87,13 +98,14 @@ def sums_of_warp(numbers, count):
 def simulated_gpu():
     """`implementation="gpu"` runs simulated inside, at any size, on two multiprocessors."""
     replaced = [scores, two_scores, add_two_products, largest_of_warp, warp_scores, add_warp_product, warp_of_thread,
-                sums_of_warp, larger]
+                sums_of_warp, fmax]
     plain = mock.patch.multiple(tensor_core, **{function.__name__: function for function in replaced})
-    lists = mock.patch.multiple(append, append_better=append_better, load_in_lanes=load_in_lanes)
+    loads = mock.patch.object(lanes, "load_in_lanes", load_in_lanes)
+    appends = mock.patch.object(append, "append_better", append_better)
     sizes = mock.patch.multiple(selective, MULTIPROCESSORS=2, unsupported=lambda *_: None)
     apart = mock.patch.object(warps, "TOGETHER", 1)  # one warp for a thread, for a thread's branches cannot part here
     simulator = plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(uninitialized_memory="nan"))
-    with plain, lists, sizes, apart, simulator:
+    with plain, loads, appends, sizes, apart, simulator:
         yield
 
 

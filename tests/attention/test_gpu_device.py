@@ -62,7 +62,7 @@ def test_gradients_of_the_router_where_gates_are_closed(scale):
 @pytest.mark.parametrize("name", STREAMS)
 def test_the_best_of_long_streams_are_chosen(name, blocks):
     router_q, summaries, low, high, count = stream(name, blocks)
-    choose = jax.jit(lambda *x: best_blocks(*x, count, ctas=2))
+    choose = jax.jit(lambda *x: best_blocks(*x, count, ctas=1))
     chosen = choose(router_q, summaries, low, high)
     assert_chosen(chosen, router_q, summaries, low, high, count)
     for first, second in zip(chosen, choose(router_q, summaries, low, high), strict=True):

@@ -199,7 +199,7 @@ def test_other_sizes_run_as_xla_and_say_why():
 @pytest.mark.parametrize(("backend", "devices", "name", "on_a_mesh"), [
     ("tpu", 1, "tpu", "tpu"), ("tpu", 4, "xla", "tpu"), ("gpu 9.0", 1, "gpu", "gpu"), ("gpu 9.0", 2, "xla", "gpu"),
     ("gpu 8.0", 1, "xla", "xla"), ("cpu", 1, "xla", "xla")])
-def test_the_default_follows_the_backend(monkeypatch, backend, devices, name, on_a_mesh):
+def test_the_default_follows_backend_and_mesh(monkeypatch, backend, devices, name, on_a_mesh):
     mesh = parse_mesh("", jax.devices()[:1])
     backend, _, capability = backend.partition(" ")
     monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)] * devices)

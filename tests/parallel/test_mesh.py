@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from subq_jax.parallel import MESH_AXES, logical_spec, parse_mesh, put_batch, state_shardings
+from subq_jax.parallel import MESH_AXES, activation_mesh, logical_spec, parse_mesh, put_batch, state_shardings
 from subq_jax.parallel.sharding import check_mesh_is_used
 
 
@@ -55,6 +55,12 @@ def test_a_mesh_axis_that_cuts_nothing_is_named():
     check_mesh_is_used([cut((4, 8)), cut((4, 3))], mesh)
     with pytest.raises(ValueError, match="mesh axis tensor:8 divides no parameter of this model"):
         check_mesh_is_used([cut((4, 4)), cut((4, 3))], mesh)
+
+
+def test_a_mesh_for_activations_has_the_axes_of_the_rules():
+    wanted = pytest.raises(ValueError, match=r"mesh must have axes \['data', 'fsdp'\], .* got \('tensor', 'x'\)")
+    with wanted, activation_mesh(AbstractMesh((2, 2), ("tensor", "x"))):
+        pass
 
 
 def test_optimiser_state_is_sharded_like_its_parameter():

@@ -18,8 +18,9 @@ The lists of all multiprocessors take 35 MB of global memory, less than the seco
 last candidate of 128 queries are not visited. Ids are compared with what is a candidate in those at the ends of a
 range, and in all of a stream that is too short to be read twice.
 
-Exact, ties included: blocks come in ascending order, so that a newcomer must beat the bound strictly, and among equals
-the M best are those of the lowest ids, which stand first. A score that is no number is the worst that there can be.
+Exact, ties included: blocks come in ascending order, so that a newcomer that only equals the bound is not needed, and
+stands behind its equals if it is listed; among equals the M best are those of the lowest ids, which stand first. A
+score that is no number is the worst that there can be.
 """
 
 import functools
@@ -31,7 +32,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from subq_jax.kernels.gpu import append, tensor_core
+from subq_jax.kernels.gpu import append, lanes, tensor_core
 from subq_jax.kernels.gpu.persistent import (
     HALF,
     PRODUCER,
@@ -49,11 +50,11 @@ from subq_jax.selection.summaries import score_scale
 
 QUERIES = HALF * WORKERS  # of a block of threads
 RING_BYTES = 128 << 10  # of shared memory for summaries
-FEW = 64  # blocks to choose of which 128 maxima tell enough
+FEW = 64  # up to so many chosen: tiles of 128 blocks and 128 maxima; above: 64 and 256
 LEAST = 3  # blocks of a group that are worth reading twice
 LISTED, PART = 256, 64  # blocks in a query's list; of those that are looked at together
 LARGEST = int(jnp.iinfo(jnp.int32).max)  # all bits but the sign
-LOWEST = float(jnp.finfo(jnp.float32).min)  # of what a candidate can score, so that it is above -inf, the first bound
+LOWEST = float(jnp.finfo(jnp.float32).min)  # that a candidate can score before scaling: above -inf, the first bound
 
 
 def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
@@ -84,7 +85,7 @@ def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
 
     shapes = (rows, padded, count), (ctas, QUERIES, LISTED)
     results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes for dtype in (jnp.int32, jnp.float32)]
-    arguments = router_q, append.in_lanes(summaries, tile), low, high, _spans(low, high, tile, summaries.shape[1])
+    arguments = router_q, lanes.in_lanes(summaries, tile), low, high, _spans(low, high, tile, summaries.shape[1])
     kernel = functools.partial(_kernel, tile=tile, count=count, ctas=ctas)
     ids, scores, *_ = launch(kernel, results, scratch, ctas, arguments)
     filled = jnp.arange(count, dtype=jnp.int32)[None, None] <= (high - low)[..., None]
@@ -119,14 +120,14 @@ def _spans(low, high, tile: int, num_blocks: int):
 def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_ids, listed_scores, *,
             q_buffer, ring, q_full, q_free, full, free, tile: int, count: int, ctas: int):
     warpgroup = lax.axis_index("warpgroup")
-    stages, scale, parts = ring.shape[0], score_scale(ring.shape[2]), _groups(count) // tile
+    stages, scale, round_tiles = ring.shape[0], score_scale(ring.shape[2]), _groups(count) // tile
     my_rows = lambda query_tile, worker: pl.ds(query_tile * QUERIES + worker * HALF, HALF)
     slot_of = lambda step: lax.rem(step, jnp.int32(stages))
 
     @pl.when(warpgroup < WORKERS)
     def _():
         plgpu.set_max_registers(REGISTERS[0], action="increase")
-        column = append.place_in_order(plgpu.broadcasted_iota(jnp.int32, (HALF, tile), 1, layout=ACC), tile)
+        column = lanes.place_in_order(plgpu.broadcasted_iota(jnp.int32, (HALF, tile), 1, layout=ACC), tile)
         lists = _Lists(*(x.at[lax.axis_index("cta"), pl.ds(warpgroup * HALF, HALF)]
                          for x in (listed_scores, listed_ids)), count)
 
@@ -144,9 +145,9 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
                 return scores
 
             def bound_best(rounds):
-                maxima = (constant(LOWEST, (HALF, tile), ACC),) * parts
+                maxima = (constant(LOWEST, (HALF, tile), ACC),) * round_tiles
                 group = lambda i, maxima: tuple(
-                    tensor_core.larger(scores_at(step + i * parts + j), x) for j, x in enumerate(maxima))
+                    tensor_core.fmax(scores_at(step + i * round_tiles + j), x) for j, x in enumerate(maxima))
                 return _below_best(lax.fori_loop(0, rounds, group, maxima), count, scale)
 
             def visit(i, state):
@@ -157,10 +158,10 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
 
             def only_candidates(i, scores):  # what is no number among them becomes one; no bound would be above it
                 inside = (column >= by_row(first - i * tile, column)) & (column <= by_row(last - i * tile, column))
-                return jnp.where(inside, tensor_core.larger(scores, constant(LOWEST, scores.shape, ACC)), -jnp.inf)
+                return jnp.where(inside, tensor_core.fmax(scores, constant(LOWEST, scores.shape, ACC)), -jnp.inf)
 
-            rounds = _rounds(a, b, parts)
-            seen = rounds * parts
+            rounds = _rounds(a, b, round_tiles)
+            seen = rounds * round_tiles
             bounds = lax.cond(rounds > 0, bound_best, lambda _: _each_row(-jnp.inf), rounds)
             unbounded = tensor_core.largest_of_warp(jnp.where(bounds > LOWEST, 0, 1)) > 0
             lengths, bounds = lax.fori_loop(begin, end, visit, (_each_row(0), bounds))
@@ -176,7 +177,7 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
 
         def query_tile(x, query_tile, number, step):
             begin, a, b, end = (spans[x, query_tile, j] for j in range(4))
-            seen = _rounds(a, b, parts) * parts
+            seen = _rounds(a, b, round_tiles) * round_tiles
             for worker in range(WORKERS):
                 @pl.when(number > 0)
                 def _(worker=worker):
@@ -206,17 +207,17 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
             plgpu.barrier_wait(q_free.at[worker])
 
 
-def _rounds(a, b, parts: int):
+def _rounds(a, b, round_tiles: int):
     """How many blocks of each group the first reading sees, of tiles [a, b); 0 where it is not worth it."""
-    rounds = lax.div(b - a, jnp.int32(parts))
+    rounds = lax.div(b - a, jnp.int32(round_tiles))
     return jnp.where(rounds < LEAST, 0, rounds)
 
 
 def _below_best(maxima, count: int, scale: float):
     """`scale` times a number barely below the `count`-th best of every row of `maxima`, float32 [64]; -inf for none."""
-    lowest, highest = (_over_all(x, maxima) for x in (jnp.minimum, jnp.maximum))
+    lowest = functools.reduce(jnp.minimum, maxima).min(axis=1)
     size = sum(x.shape[1] for x in maxima)
-    bound = jnp.minimum(_reached_by(maxima, count, lowest, highest, _each_row(float(size))), -LOWEST)
+    bound = jnp.minimum(_reached_by(maxima, count, lowest, _highest(maxima), _each_row(float(size))), -LOWEST)
     below = bound * scale
     return jnp.where(bound > LOWEST, below - jnp.maximum(jnp.abs(below) * 2.0**-22, 1e-37), -jnp.inf)
 
@@ -259,16 +260,16 @@ class _Lists(NamedTuple):
     def _best_of(self, parts: int, lengths, bounds):
         """`_best` where no list goes beyond so many parts."""
         listed = [self._part(i, lengths) for i in range(parts)]
-        highest = jnp.where(lengths <= self.count, bounds, _over_all(jnp.maximum, listed))  # few: nothing to look for
+        highest = jnp.where(lengths <= self.count, bounds, _highest(listed))  # few: nothing to look for
         least = _reached_by(listed, self.count, bounds, highest, lengths.astype(jnp.float32))
         better = sum(_count(x > by_row(least, x)) for x in listed).astype(jnp.int32)
-        return least, jnp.where(lengths < self.count, 0, self.count - better)
+        return least, jnp.minimum(lengths, self.count) - better
 
     def _copy(self, lengths, least, equals, places, scores_out, ids_out, *, backward: bool = False):
         """Copies what is above `least` and the first `equals` that equal it, from `places` on."""
         def copy(i, state):
             places, equals = state
-            scores, ids = self._part(i, lengths), append.load_in_lanes(self.ids, i * PART, PART)
+            scores, ids = self._part(i, lengths), lanes.load_in_lanes(self.ids, i * PART, PART)
             places = append.append_better(
                 scores, 1.0, ids, least, places, scores_out, ids_out, equals=equals, backward=backward)
             return places, equals - _count(scores == by_row(least, scores)).astype(jnp.int32)
@@ -281,8 +282,8 @@ class _Lists(NamedTuple):
 
     def _part(self, i, lengths):
         """Scores of a part of the lists, -inf behind their ends; float32 [64, PART], columns in the order of lanes."""
-        scores = append.load_in_lanes(self.scores, jnp.int32(i * PART), PART)
-        slot = append.place_in_order(plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=ACC), PART)
+        scores = lanes.load_in_lanes(self.scores, jnp.int32(i * PART), PART)
+        slot = lanes.place_in_order(plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=ACC), PART)
         return jnp.where(slot < by_row(lengths - i * PART, slot), scores, -jnp.inf)
 
 
@@ -314,10 +315,9 @@ def _reached_by(numbers, count: int, low, high, reaching):
     return _number(lax.while_loop(lambda state: state[0] > 0, narrow, state)[1])
 
 
-def _over_all(larger, numbers):
-    """The largest (or smallest) of every row of all `numbers`, float32 [64]."""
-    best = functools.reduce(larger, numbers)
-    return best.max(axis=1) if larger is jnp.maximum else best.min(axis=1)
+def _highest(numbers):
+    """The largest of every row of all `numbers`, float32 [64]."""
+    return functools.reduce(jnp.maximum, numbers).max(axis=1)
 
 
 def _each_row(number):

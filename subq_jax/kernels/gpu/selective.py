@@ -53,7 +53,7 @@ def gpu_selective_attention(
     q, k, v, router_q, tree, place, present, selection = inputs
     reason = unsupported(inputs, config)
     if reason is not None:
-        warnings.warn(f'implementation="gpu" falls back to "xla": {reason}', stacklevel=3)
+        warnings.warn(f'implementation="gpu" falls back to "xla": {reason}', stacklevel=4)
     if reason is not None or few_queries(q, k, config):
         return xla_selective_attention(inputs, config, gate=gate)
     if selection is None and not config.fanouts:

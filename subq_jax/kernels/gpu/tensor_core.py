@@ -1,7 +1,7 @@
 """Products on Hopper's tensor cores, and what a warp does by itself: what no interpreter simulates.
 
-The kernels of this folder call nothing else for them, so that tests replace these functions by plain ones and run all
-the rest (copies, barriers, loops, who waits for whom) under Pallas' simulator of a GPU.
+The kernels of this folder call only this, `lanes.py` and `append.py` for them, so that tests replace these functions by
+plain ones and run all the rest (copies, barriers, loops, who waits for whom) under Pallas' simulator of a GPU.
 
 Left operands of a product have 64 rows. References point into shared memory, swizzled; arrays are in registers.
 """
@@ -40,8 +40,11 @@ def largest_of_warp(numbers):
     return largest(numbers)
 
 
-def larger(numbers, others):
-    """The larger of every two, of arrays in `ACC`; the other one where one is no number."""
+def fmax(numbers, others):
+    """The larger of every two, float32 in `ACC`; the other one where one is no number.
+
+    One instruction, where `jnp.maximum` keeps what is no number, and `jnp.where(x > y, x, y)` takes two.
+    """
     of_same_kind = plgpu.ShapeDtypeStruct(numbers.shape, numbers.dtype, layout=ACC)
 
     @plgpu.inline_mgpu(arg_types=(ACC, ACC), return_type=of_same_kind)

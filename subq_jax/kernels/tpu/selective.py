@@ -63,7 +63,7 @@ def tpu_selective_attention(
     q, k, v, router_q, tree, place, present, selection = inputs
     reason = unsupported(inputs, config)
     if reason is not None:
-        warnings.warn(f'implementation="tpu" falls back to "xla": {reason}', stacklevel=3)
+        warnings.warn(f'implementation="tpu" falls back to "xla": {reason}', stacklevel=4)
         return xla_selective_attention(inputs, config, gate=gate)
     few = few_queries(q, k, config)
     if selection is None and not config.fanouts and not few:
