@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from interpreted import interpreted_kernels
 from jax.sharding import PartitionSpec
-from problems import arrays
+from problems import arrays, value_and_grads
 
 from subq_jax import SelectionConfig, selective_attention
 from subq_jax.parallel import activation_mesh, parse_mesh
@@ -23,25 +23,10 @@ CASES = (  # mesh, KV heads, query heads of each, axes that the output's sequenc
 def main():
     for text, kv_heads, group, cut in CASES:
         values, mesh = arrays(0, 4, 32, 32, kv_heads, group), parse_mesh(text)
-        weight = jax.random.normal(jax.random.key(1), values[0].shape)
-
-        def run(implementation, values=values, weight=weight):
-            def loss(*values):
-                out, selection = selective_attention(
-                    *values, CONFIG, implementation=implementation, return_selection=True)
-                return (out * weight).sum(), (out, selection)
-
-            (_, (out, selection)), grads = jax.value_and_grad(loss, argnums=range(5), has_aux=True)(*values)
-            return out, selection, grads
-
-        def shared(mesh=mesh, run=run):
-            with activation_mesh(mesh):
-                return run("tpu")
-
-        with interpreted_kernels():
-            out, selection, grads = jax.block_until_ready(jax.jit(shared)())
+        with interpreted_kernels(), activation_mesh(mesh):
+            out, selection, grads = jax.block_until_ready(value_and_grads(values, CONFIG, "tpu", True))
         assert tuple(out.sharding.spec) == cut, out.sharding
-        expected, expected_selection, expected_grads = run("reference")
+        expected, expected_selection, expected_grads = value_and_grads(values, CONFIG, "reference", True)
         np.testing.assert_array_equal(selection, expected_selection, err_msg=text)
         for found, wanted in zip((out, *grads), (expected, *expected_grads), strict=True):
             np.testing.assert_allclose(found, wanted, atol=2e-5, err_msg=text)

@@ -11,6 +11,7 @@ Whoever makes a product's right operand puts its rows there (`in_lanes`); what i
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -49,15 +50,13 @@ def load_in_lanes(table, first, number: int):
         index, lane = ir.IndexType.get(), Lane()
         element = ir.MemRefType(table.type).element_type
         start = arith.addi(first.registers.flat[0], arith.muli(lane.quad, i32(number // LANES)))
-        signed = True if jnp.issubdtype(dtype, jnp.integer) else None
-        zero = arith.constant(element, 0 if signed else 0.0)
-        out = mgpu.FragmentedArray.splat(zero, (64, number), layout=mgpu.WGMMA_LAYOUT, is_signed=signed)
-        registers = out.registers.copy()
+        registers = np.empty(mgpu.WGMMA_LAYOUT.registers_shape((64, number)), object)
         for i in range(registers.size):
             j, half = divmod(i, 2)
             column = arith.index_cast(index, arith.addi(start, i32(2 * j)))
             registers.flat[i] = vector.load(ir.VectorType.get((2,), element), table, [lane.rows[half], column])
-        return mgpu.FragmentedArray(_registers=registers, _layout=out.layout, _is_signed=signed)
+        signed = True if jnp.issubdtype(dtype, jnp.integer) else None
+        return mgpu.FragmentedArray(_registers=registers, _layout=mgpu.WGMMA_LAYOUT, _is_signed=signed)
 
     return load(table, first)
 
