@@ -57,6 +57,7 @@ def test_the_search_finds_what_looking_at_every_node_finds(
         segments = packed_documents(rng, 61, block_size) if trial % 2 else jnp.zeros((1, 61), jnp.int32)
         place = place_queries(jnp.zeros((1,), jnp.int32), 61, segments, block_size)
         router_q, router_k = (jnp.array(rng.integers(0, 4, (1, 61, 2, 3)), jnp.float32) for _ in range(2))
+        router_k *= 3  # the means of 3 and of 2 are exact, and so are ties
         found, (expected, scores), flat, everything = every_choice(router_q, router_k, place, config)
         np.testing.assert_array_equal(found.chosen, expected)
         np.testing.assert_allclose(found.scores, scores, rtol=1e-6)
@@ -92,7 +93,8 @@ def test_a_node_scores_at_least_as_high_as_every_block_below_it():
     config = SelectionConfig(block_size=2, num_blocks=2, fanouts=(4, 3), beam_width=2)
     levels = [block_scores(router_q, summaries) for summaries in build_tree(router_k, config).levels]
     for below, above, fanout in zip(levels, levels[1:], config.fanouts, strict=False):
-        assert bool((jnp.repeat(above, fanout, axis=-1)[..., : below.shape[-1]] >= below).all())
+        above = jnp.repeat(above, fanout, axis=-1)[..., : below.shape[-1]]
+        assert bool((above + 1e-6 * jnp.abs(above) >= below).all())  # products of two widths may add up in two orders
 
 
 def test_a_partly_past_node_leaks_nothing(implementation):
