@@ -29,12 +29,16 @@ from subq_jax.kernels.gpu.attend import attend
 from subq_jax.kernels.gpu.backward_keys import backward_keys
 from subq_jax.kernels.gpu.backward_queries import backward_queries
 from subq_jax.kernels.gpu.choose import best_blocks
+from subq_jax.kernels.gpu.decode import attend_cache
 from subq_jax.kernels.gpu.inverse import inverse_lists
+from subq_jax.kernels.gpu.limits import MULTIPROCESSORS
 from subq_jax.kernels.gpu.lists import TokenLists, tile_blocks
-from subq_jax.kernels.gpu.selective import KEYS_BACKWARD, KEYS_FORWARD, MULTIPROCESSORS
+from subq_jax.kernels.gpu.selective import KEYS_BACKWARD, KEYS_FORWARD
 from subq_jax.kernels.gpu.warps import WarpTile, group_rows
+from subq_jax.selection.config import SelectionConfig
+from subq_jax.selection.visibility import QueryPlace
 
-KERNELS = ("best_blocks", "tile_blocks", "attend", "backward_queries", "backward_keys")
+KERNELS = ("best_blocks", "tile_blocks", "attend", "backward_queries", "backward_keys", "attend_cache")
 SHAPES = {  # query heads of the KV head, head dimension, block size, selected blocks, type
     "16 heads": (16, 128, 64, 29, jnp.bfloat16), "16 heads, 8,192 visible": (16, 128, 64, 125, jnp.bfloat16),
     "8 heads": (8, 128, 64, 29, jnp.bfloat16), "blocks of 32": (8, 64, 32, 29, jnp.float16),
@@ -72,6 +76,8 @@ def lower(kernel: str, shape: str) -> None:
     of_tiles = jax.eval_shape(unite, lists.ids)
     invert = lambda *lists: inverse_lists(TokenLists(*lists), lists[1], blocks, block, MULTIPROCESSORS)
     inverse = jax.eval_shape(invert, *lists)
+    cache, config = array(LENGTH, 1, head_dim), SelectionConfig(block_size=block, num_blocks=chosen)
+    place = QueryPlace(*[array(1, dtype=index)] * 4, array(1, dtype=jnp.bool))
     function, arguments = {
         "best_blocks": (lambda *x: best_blocks(*x, chosen, MULTIPROCESSORS), (
             array(LENGTH, ROUTER_DIM), array(blocks, ROUTER_DIM), *[array(LENGTH, dtype=index)] * 2)),
@@ -81,6 +87,9 @@ def lower(kernel: str, shape: str) -> None:
             rows, rows, sums, sums, keys, keys, lists, of_tiles, offset)),
         "backward_keys": (lambda *x: backward_keys(*x, rows_each, block, MULTIPROCESSORS), (
             rows, rows, sums, sums, array(LENGTH, ROUTER_DIM), keys, keys, inverse, offset)),
+        "attend_cache": (lambda *x: attend_cache(*x, config, MULTIPROCESSORS), (
+            array(1, group, head_dim), cache, cache, array(1, 1, chosen, dtype=index),
+            array(1, 1, chosen, dtype=number), place)),
     }[kernel]
     jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
 

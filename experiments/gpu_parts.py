@@ -12,10 +12,10 @@ from subq_jax.kernels.gpu.attend import attend
 from subq_jax.kernels.gpu.backward_keys import backward_keys
 from subq_jax.kernels.gpu.backward_queries import backward_queries
 from subq_jax.kernels.gpu.inverse import inverse_lists
+from subq_jax.kernels.gpu.limits import MULTIPROCESSORS
 from subq_jax.kernels.gpu.selective import (
     KEYS_BACKWARD,
     KEYS_FORWARD,
-    MULTIPROCESSORS,
     Tiles,
     a_tile_at_least,
     choose_flat,

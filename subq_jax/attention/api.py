@@ -12,7 +12,7 @@ from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterKeys, Route
 from subq_jax.kernels.gpu.limits import CAPABILITY
 from subq_jax.kernels.gpu.selective import gpu_selective_attention
 from subq_jax.kernels.tpu.selective import tpu_selective_attention
-from subq_jax.kernels.xla.selective import xla_selective_attention
+from subq_jax.kernels.xla.selective import few_queries, xla_selective_attention
 from subq_jax.parallel.sharding import active_mesh
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
@@ -107,7 +107,8 @@ def selective_attention(
     q, router_q = (clear_padding_rows(x, place) for x in (q, router_q))
     if tree is None:
         tree = build_tree(clear_absent_keys(router_k, present), config)
-    else:
+    elif name == "reference" or not few_queries(q.shape[1], k.shape[1], config):
+        # A few queries read the summaries of their candidates alone; clearing would copy all for every token decoded.
         tree = clear_incomplete_nodes(tree, checks.check_kv_length(kv_length, k.shape[0], k.shape[1]), config)
     inputs = SelectiveInputs(q, k, v, router_q, tree, place, present, selection)
     attend = functools.partial(IMPLEMENTATIONS[name], config=config, gate=gate)

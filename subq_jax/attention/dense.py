@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 from subq_jax.attention import checks
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, SegmentIds, Values
+from subq_jax.kernels.gpu.decode import dense_attention_of_one
+from subq_jax.kernels.gpu.limits import decodes_densely
 from subq_jax.kernels.xla.dense import MIN_ROWS, cached_attention, whole_attention
 from subq_jax.kernels.xla.grain import grain
 from subq_jax.selection.visibility import clear_absent_keys, clear_padding_rows
@@ -23,8 +25,8 @@ def dense_attention(
     """Exact causal attention over every past position of the query's document.
 
     Runs cuDNN's flash attention for whole causal sequences in bf16 or fp16 on a GPU, if H is a multiple of 8 and at
-    most 128, and elsewhere plain XLA over chunks of queries, recomputed in the backward pass, so that memory stays
-    linear in the length.
+    most 128, this project's kernel for one query of a cache on a Hopper GPU, and elsewhere plain XLA over chunks of
+    queries, recomputed in the backward pass, so that memory stays linear in the length.
 
     Args:
       q: queries [B, T, N, H].
@@ -47,6 +49,8 @@ def dense_attention(
     fits_cudnn = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[3] % 8 == 0 and q.shape[3] <= 128
     if whole and segment_ids is None and jax.default_backend() == "gpu" and fits_cudnn:
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+    if segment_ids is None and decodes_densely(q, k):
+        return dense_attention_of_one(q, k, v, place, present)
     q = clear_padding_rows(q, place)
     if queries <= MIN_ROWS and length > grain().keys:
         return cached_attention(q, place, present, k, v)

@@ -11,6 +11,7 @@ from subq_jax.selection.summaries import score_scale
 from subq_jax.selection.visibility import QueryPlace, is_candidate
 
 MIN_GROUP = 8  # smaller groups leave as much to compare as there was
+LARGEST_SORT = 2048  # numbers that a GPU sorts in one program
 
 
 def matmul_precision(dtype) -> jax.lax.Precision | None:
@@ -77,16 +78,61 @@ def best_of(ranks, count: int):
     the best 29 of 16,384 that is 11 times fewer. Groups keep their order, and with it the order of ties. Every kept
     group has a member of its own, so what fills up the last group is never needed.
     """
-    width = ranks.shape[-1]
-    size = 1 << (math.isqrt(width // count).bit_length() - 1)
+    size = _group_size(ranks.shape[-1], count)
     if size < MIN_GROUP:
         return jax.lax.top_k(ranks, count)[1]
-    groups = jnp.pad(ranks, [(0, 0)] * (ranks.ndim - 1) + [(0, -width % size)], constant_values=-jnp.inf)
-    groups = groups.reshape(*ranks.shape[:-1], -1, size)
+    groups = _split(ranks, size, -jnp.inf)
     kept = jnp.sort(jax.lax.top_k(groups.max(axis=-1), count)[1], axis=-1)
     members = jnp.take_along_axis(groups, kept[..., None], axis=-2).reshape(*ranks.shape[:-1], -1)
     place = jax.lax.top_k(members, count)[1]
     return jnp.take_along_axis(kept, place // size, axis=-1) * size + place % size
+
+
+def best_first(scores: Scores, place: QueryPlace, config: SelectionConfig):
+    """`choose_blocks` for a few queries, in the order of their scores.
+
+    A decoding step consists of programs that take longer to start than to run: sorts by score and id, which keep the
+    order of ties, are then worth more than the comparisons that `best_of` saves. More numbers than `LARGEST_SORT` would
+    take several programs.
+
+    Returns:
+      ids int32 [B, K, T, M], best first, then -1, and their scores, float32, whatever stands at -1.
+    """
+    count = min(config.num_blocks, scores.shape[-1])
+    iota = lambda shape: jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+    best = lambda *arrays: [x[..., :count] for x in jax.lax.sort(arrays, num_keys=2, is_stable=False)]
+    ids, kept = iota(scores.shape), None
+    ranks = rank_among(is_candidate(iota((1, 1, scores.shape[-1])), place, config)[:, None], scores)
+    ranks = jnp.where(jnp.isnan(ranks), -jnp.inf, -ranks)  # best first, what is no number too
+    while (size := _group_size(ranks.shape[-1], count)) >= MIN_GROUP:
+        larger = 2 << (ranks.shape[-1] // LARGEST_SORT).bit_length()
+        if ranks.shape[-1] > max(size * LARGEST_SORT, 2 * count * larger):
+            size = larger
+        ranks = _split(ranks, size, jnp.inf)
+        group, least = iota(ranks.shape[:-1]), ranks.min(axis=-1)
+        if kept is None:  # groups ascend, and so their own numbers tell equals apart
+            kept = best(least, group)[1][..., None]
+            ids = kept * size + iota((*kept.shape[:-1], size))
+        else:
+            ids = _split(ids, size, scores.shape[-1])
+            kept = best(least, ids[..., 0], group)[2][..., None]
+            ids = jnp.take_along_axis(ids, kept, axis=-2)
+        ranks = jnp.take_along_axis(ranks, kept, axis=-2)
+        ranks, ids = (x.reshape(*x.shape[:-2], -1) for x in (ranks, ids))
+    ranks, ids = best(ranks, ids)
+    pad = [(0, 0)] * (scores.ndim - 1) + [(0, config.num_blocks - count)]
+    return jnp.pad(jnp.where(ranks < jnp.inf, ids, -1), pad, constant_values=-1), jnp.pad(-ranks, pad)
+
+
+def _group_size(width: int, count: int) -> int:
+    """How many neighbours to compare by their maximum first, a power of 2."""
+    return 1 << (math.isqrt(width // count).bit_length() - 1)
+
+
+def _split(x, size: int, fill):
+    """[..., n] -> [..., groups, size], the last group filled up."""
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % size)], constant_values=fill)
+    return x.reshape(*x.shape[:-1], -1, size)
 
 
 def admit_selection(
@@ -108,3 +154,10 @@ def ascending(ids, none: int, width: int) -> ChosenBlocks:
     ids = jnp.where(ids == none, -1, ids)
     pad = [(0, 0)] * (ids.ndim - 1) + [(0, width - ids.shape[-1])]
     return jnp.pad(ids, pad, constant_values=-1)
+
+
+def in_order(chosen: ChosenBlocks) -> ChosenBlocks:
+    """Ids in any order, -1 among them -> ascending, then -1."""
+    none = jnp.iinfo(jnp.int32).max
+    chosen = jnp.sort(jnp.where(chosen < 0, none, chosen), axis=-1)
+    return jnp.where(chosen == none, -1, chosen)

@@ -12,8 +12,9 @@ from subq_jax.selection.visibility import QueryPlace
 class SelectiveInputs(NamedTuple):
     """The arrays of one call, checked and placed.
 
-    Rows of padding queries are zero, and so are tree nodes that cover positions beyond the keys. Absent keys and values
-    may hold anything, and must not be read: clearing them would cost a pass over a cache for every token decoded.
+    Rows of padding queries are zero. Absent keys and values may hold anything, and must not be read: clearing them
+    would cost a pass over a cache for every token decoded. Tree nodes that cover positions beyond the keys are zero,
+    except where there are `few_queries`, which must not read them either.
     """
 
     q: Queries

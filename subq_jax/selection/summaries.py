@@ -33,14 +33,20 @@ def block_summaries(router_k: RouterKeys, block_size: int, pooling: str) -> Summ
 
 def pool(parts, pooling: str):
     """Pools [..., n, c, R] over c, in float32, rounded to the dtype of `parts`: [..., n, R]."""
-    exact = parts.astype(jnp.float32)
-    if pooling == "mean":
-        pooled = exact.mean(axis=-2)
-    else:
-        first = jnp.argmax(exact, axis=-2, keepdims=True)
-        member = jax.lax.broadcasted_iota(first.dtype, exact.shape, exact.ndim - 2)
-        pooled = jnp.where(member == first, exact, 0.0).sum(axis=-2)
-    return pooled.astype(parts.dtype)
+    return _largest(parts) if pooling == "max" else parts.mean(axis=-2, dtype=jnp.float32).astype(parts.dtype)
+
+
+@jax.custom_jvp
+def _largest(parts):
+    return parts.max(axis=-2)
+
+
+@_largest.defjvp
+def _largest_jvp(primals, tangents):
+    (parts,), (change,) = primals, tangents
+    first = jnp.argmax(parts, axis=-2, keepdims=True)
+    member = jax.lax.broadcasted_iota(first.dtype, parts.shape, parts.ndim - 2)
+    return _largest(parts), jnp.where(member == first, change, 0).sum(axis=-2)
 
 
 def score_scale(router_dim: int) -> float:

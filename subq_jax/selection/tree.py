@@ -12,6 +12,7 @@ With max pooling and a router query that is non-negative wherever router keys va
 every block below it. The choice is then *certified* to be the flat one when its worst block beats every pruned node.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -75,24 +76,30 @@ def update_tree(
       start: first written position, int or int32 [B]; `start + count <= S`.
       count: number of written tokens, static.
     """
-    start = jnp.broadcast_to(jnp.asarray(start, jnp.int32), (router_k.shape[0],))
+    start, batch = jnp.asarray(start, jnp.int32), router_k.shape[0]
+    if start.ndim and batch == 1:
+        start = start[0]
     children, fanout, levels = router_k.swapaxes(1, 2), config.block_size, []
     for level, old in enumerate(tree.levels):
         start, count = start // fanout, min(old.shape[2], num_key_blocks(count, fanout) + 1)
         start = jnp.minimum(start, old.shape[2] - count)
-        levels.append(jax.vmap(_renew, (0, 0, 0, None, None, None))(old, children, start, count, fanout,
-                                                                     config.pooling))
+        renew = functools.partial(_renew, count=count, fanout=fanout, pooling=config.pooling)
+        renew = jax.vmap(renew) if start.ndim else renew  # one start for all needs neither gather nor scatter
+        levels.append(renew(old, children, start))
         children = levels[-1]
         fanout = config.fanouts[level] if level < len(config.fanouts) else 0
     return SummaryTree(tuple(levels))
 
 
-def _renew(old, children, start, count, fanout, pooling):
-    """`old` [K, nodes, R] with `count` nodes from `start` on pooled from `children` [K, n, R]."""
-    child = start * fanout + jnp.arange(count * fanout, dtype=jnp.int32)
-    below = jnp.take(children, child, axis=1, mode="fill", fill_value=0)  # padding would copy all children
-    new = pool(below.reshape(below.shape[0], count, fanout, below.shape[2]), pooling)
-    return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
+def _renew(old, children, start, *, count, fanout, pooling):
+    """`old` [..., nodes, R] with `count` nodes from `start` on pooled from `children` [..., n, R]."""
+    if children.shape[-2] == old.shape[-2] * fanout:
+        below = jax.lax.dynamic_slice_in_dim(children, start * fanout, count * fanout, axis=-2)
+    else:  # of a partial last node; padding would copy all children
+        child = start * fanout + jnp.arange(count * fanout, dtype=jnp.int32)
+        below = jnp.take(children, child, axis=-2, mode="fill", fill_value=0)
+    new = pool(below.reshape(*below.shape[:-2], count, fanout, below.shape[-1]), pooling)
+    return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=-2)
 
 
 def clear_incomplete_nodes(tree: SummaryTree, kv_length: PerSequence, config: SelectionConfig) -> SummaryTree:

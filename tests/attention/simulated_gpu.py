@@ -9,6 +9,7 @@ is off.
 """
 
 import contextlib
+import functools
 import sys
 from unittest import mock
 
@@ -20,8 +21,11 @@ from problems import arrays, error, value_and_grads
 from streams import STREAMS, assert_chosen, stream
 
 from subq_jax import SelectionConfig, selective_attention
+from subq_jax.attention import dense_attention
+from subq_jax.attention.checks import locate
 from subq_jax.kernels.gpu import append, lanes, selective, tensor_core, warps
 from subq_jax.kernels.gpu.choose import best_blocks
+from subq_jax.kernels.gpu.decode import dense_attention_of_one
 
 
 def scores(left, right):
@@ -81,9 +85,11 @@ def warp_scores(left, right):
     return scores(left, right)
 
 
-def add_warp_product(total, weights, values):
-    return total + lax.dot_general(
-        weights, values[...], (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+def add_warp_product(total, weights, values, present=None):
+    rows = values[...]
+    if present is not None:
+        rows = jnp.where(jnp.arange(rows.shape[0])[:, None] < present, rows, 0)
+    return total + lax.dot_general(weights, rows, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def warp_of_thread():
@@ -102,7 +108,7 @@ def simulated_gpu():
     plain = mock.patch.multiple(tensor_core, **{function.__name__: function for function in replaced})
     loads = mock.patch.object(lanes, "load_in_lanes", load_in_lanes)
     appends = mock.patch.object(append, "append_better", append_better)
-    sizes = mock.patch.multiple(selective, MULTIPROCESSORS=2, unsupported=lambda *_: None)
+    sizes = mock.patch.multiple(selective, MULTIPROCESSORS=2, DECODES=True, unsupported=lambda *_: None)
     apart = mock.patch.object(warps, "TOGETHER", 1)  # one warp for a thread, for a thread's branches cannot part here
     simulator = plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(uninitialized_memory="nan"))
     with plain, loads, appends, sizes, apart, simulator:
@@ -148,6 +154,46 @@ def few_blocks():
     """Fewer candidates than are to be chosen, no sinks, a last tile that begins at the second token of a pair."""
     config = SelectionConfig(block_size=32, num_blocks=20, local_blocks=1, sink_blocks=0)
     return arrays(13, 1, 49, 49, 1, 5, head_dim=64, router_dim=64), config, True, {}
+
+
+def a_few_queries():
+    """Decoding: a token's blocks all in one place, two KV heads, padding, and a cache that holds anything behind."""
+    config = SelectionConfig(block_size=32, num_blocks=3, local_blocks=2, sink_blocks=1)
+    values = arrays(17, 2, 2, 480, 2, 5, head_dim=64, router_dim=64)
+    documents = jnp.array([[0] * 400 + [-1] * 80, [0] * 96 + [1] * 384])
+    return (*values[:1], *without(values[1:3], 400), *values[3:]), config, True, {
+        "q_offset": jnp.array([399, 300]), "kv_length": jnp.array([480, 400]), "segment_ids": documents}
+
+
+def one_query():
+    """Decoding one token: its blocks spread over all multiprocessors, fewer candidates than are chosen."""
+    config = SelectionConfig(block_size=64, num_blocks=6, local_blocks=2, sink_blocks=2)
+    q, k, v, router_q, router_k = arrays(18, 1, 1, 640, 1, 16, head_dim=128, router_dim=64)
+    return (q, *without((k, v), 330), router_q, router_k), config, False, {
+        "q_offset": jnp.array([329]), "kv_length": jnp.array([330])}
+
+
+def without(caches, length):
+    """Caches with no numbers from a position on."""
+    return tuple(cache.at[:, length:].set(jnp.nan) for cache in caches)
+
+
+def dense_decoding():
+    """One query of each of two caches, dense: all of what stands before it, and nothing behind."""
+    from test_selective import close
+
+    values = arrays(19, 2, 1, 320, 2, 3, head_dim=64)[:3]
+    poisoned = values[0], *without(values[1:], 256)
+    where = {"q_offset": jnp.array([250, 63]), "kv_length": jnp.array([251, 80])}
+    place, present = locate(*values[:2], *where.values(), None, 1)
+    loss = lambda attend, *x: (attend(*x).sum(), attend(*x))
+    run = lambda attend, *x: jax.jit(jax.grad(functools.partial(loss, attend), argnums=range(3), has_aux=True))(*x)
+    with simulated_gpu():
+        grads, out = jax.block_until_ready(run(lambda *x: dense_attention_of_one(*x, place, present), *poisoned))
+    wanted_grads, wanted = run(functools.partial(dense_attention, **where), *poisoned)
+    for found, expected in zip((out, *grads), (wanted, *wanted_grads), strict=True):
+        close(found, expected, "dense")
+    print("equal")
 
 
 def closed_gates():
@@ -209,5 +255,6 @@ def main(name: str):
 
 
 if __name__ == "__main__":
-    others = {"parts": parts, "long_streams": long_streams, "closed_gates": closed_gates}
+    others = {"parts": parts, "dense_decoding": dense_decoding,
+              "long_streams": long_streams, "closed_gates": closed_gates}
     others.get(sys.argv[1], lambda: main(sys.argv[1]))()

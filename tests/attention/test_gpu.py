@@ -15,6 +15,7 @@ from problems import arrays
 
 from subq_jax import SelectionConfig, selective_attention
 from subq_jax.kernels.gpu import inverse as gpu_inverse
+from subq_jax.kernels.gpu import selective
 from subq_jax.kernels.gpu.inverse import inverse_lists
 from subq_jax.kernels.gpu.limits import unsupported
 from subq_jax.kernels.gpu.lists import TokenLists
@@ -26,10 +27,10 @@ from subq_jax.selection.tree import SummaryTree
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("problem", ["packed_documents", *(
+@pytest.mark.parametrize("problem", ["packed_documents", "a_few_queries", *(
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("one_head_for_all", "large_blocks", "middle_blocks", "shared_tokens", "few_blocks", "closed_gates",
-                 "parts", "long_streams"))])
+    for name in ("one_head_for_all", "large_blocks", "middle_blocks", "shared_tokens", "few_blocks", "one_query",
+                 "dense_decoding", "closed_gates", "parts", "long_streams"))])
 def test_the_kernels_equal_the_reference(problem):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NPROC": "16"}
     command = [sys.executable, str(Path(__file__).with_name("simulated_gpu.py")), problem]
@@ -65,6 +66,20 @@ def test_forward_and_backward_lower_for_cuda(changes, block_size, num_blocks):
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     kernels = 7  # choose, lists, attend; lists again, queries, keys, the sums of their pieces
     assert text.count("custom_call @mosaic_gpu") == kernels
+
+
+@pytest.mark.parametrize(("changes", "block_size", "num_blocks"), [
+    ({}, 64, 29),
+    pytest.param({"heads": 6, "head_dim": 64, "dtype": jnp.float16}, 32, 29, marks=pytest.mark.slow),
+    pytest.param({"heads": 32, "kv_heads": 4, "router_dim": 256}, 128, 13, marks=pytest.mark.slow),
+])
+def test_decoding_lowers_for_cuda(monkeypatch, changes, block_size, num_blocks):
+    monkeypatch.setattr(selective, "DECODES", True)
+    config = SelectionConfig(block_size=block_size, num_blocks=num_blocks)
+    attend = functools.partial(selective_attention, config=config, implementation="gpu")
+    (_, k, v, _, router_k), (q, _, _, router_q, _) = (production_shapes(n, **changes) for n in (1 << 20, 2))
+    traced = jax.jit(attend).trace(q, k, v, router_q, router_k)
+    assert traced.lower(lowering_platforms=("cuda",)).as_text().count("custom_call @mosaic_gpu") == 1
 
 
 @pytest.mark.parametrize(("changes", "block_size", "num_blocks", "reason"), [

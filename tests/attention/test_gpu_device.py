@@ -1,5 +1,7 @@
 """The GPU's kernels on a GPU: `JAX_PLATFORMS=cuda python -m pytest -m gpu tests/attention`."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,9 @@ from problems import arrays, error, value_and_grads, with_grads
 from streams import STREAMS, assert_chosen, stream
 from test_selective import assert_equally_good
 
-from subq_jax import SelectionConfig
+from subq_jax import SelectionConfig, selective_attention
+from subq_jax.attention import dense_attention
+from subq_jax.kernels.gpu import limits, selective
 from subq_jax.kernels.gpu.choose import best_blocks
 
 pytestmark = pytest.mark.gpu
@@ -67,3 +71,52 @@ def test_the_best_of_long_streams_are_chosen(name, blocks):
     assert_chosen(chosen, router_q, summaries, low, high, count)
     for first, second in zip(chosen, choose(router_q, summaries, low, high), strict=True):
         np.testing.assert_array_equal(first, second, err_msg="the same bits every time")
+
+
+DECODING = {  # batch, queries, length, KV heads, group; head dim; block, chosen
+    "one token": ((1, 1, 8192, 1, 16), 128, 64, 29, jnp.bfloat16),
+    "a few tokens": ((2, 3, 4096, 2, 5), 64, 32, 7, jnp.float16),
+    "large blocks": ((1, 2, 4096, 1, 32), 128, 128, 5, jnp.bfloat16),
+    "many sequences": ((40, 1, 2048, 4, 8), 128, 64, 13, jnp.bfloat16),
+}
+
+
+@pytest.fixture
+def decoding(monkeypatch):
+    """Kernels decode, as they do not yet by default."""
+    for module in (limits, selective):
+        monkeypatch.setattr(module, "DECODES", True)
+
+
+@pytest.mark.parametrize("case", DECODING)
+def test_decoding_equals_the_reference(case, decoding):
+    sizes, head_dim, block, chosen, dtype = DECODING[case]
+    config = SelectionConfig(block_size=block, num_blocks=chosen, local_blocks=2, sink_blocks=1)
+    q, k, v, router_q, router_k = arrays(6, *sizes, head_dim=head_dim, router_dim=64, dtype=dtype)
+    present = jnp.arange(sizes[0]) * 17 % 900 + sizes[2] - 900
+    absent = (jnp.arange(sizes[2]) >= present[:, None])[..., None, None]
+    k, v = (jnp.where(absent, jnp.nan, x) for x in (k, v))
+    run = lambda implementation, *x: jax.jit(functools.partial(
+        selective_attention, config=config, implementation=implementation, return_selection=True))(
+            *x, kv_length=present)
+    out, selection = run("gpu", q, k, v, router_q, router_k)
+    np.testing.assert_array_equal(out, run("gpu", q, k, v, router_q, router_k)[0], err_msg="the same bits every time")
+    expected_selection = run("reference", q, k, v, router_q, router_k)[1]
+    assert_equally_good(selection, expected_selection, (q, k, v, router_q, router_k), config)
+    exact = [x.astype(jnp.float32) for x in (q, k, v, router_q, router_k)]
+    expected = selective_attention(*exact, config, kv_length=present, selection=selection, implementation="reference")
+    assert error(out, expected) < 1e-2
+
+
+@pytest.mark.parametrize("case", DECODING)
+def test_dense_decoding_equals_float32(case, decoding):
+    (batch, _, *sizes), head_dim, _, _, dtype = DECODING[case]
+    q, k, v, *_ = arrays(7, batch, 1, *sizes, head_dim=head_dim, dtype=dtype)
+    present = jnp.arange(batch) * 17 % 900 + sizes[0] - 900
+    absent = (jnp.arange(sizes[0]) >= present[:, None])[..., None, None]
+    k, v = (jnp.where(absent, jnp.nan, x) for x in (k, v))
+    run = lambda *x: jax.jit(dense_attention)(*x, kv_length=present)
+    assert limits.decodes_densely(q, k)
+    out = run(q, k, v)
+    np.testing.assert_array_equal(out, run(q, k, v), err_msg="the same bits every time")
+    assert error(out, run(*(x.astype(jnp.float32) for x in (q, k, v)))) < 1e-2

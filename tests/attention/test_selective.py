@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from problems import arrays, attention_by_definition, problems, value_and_grads
 
-from subq_jax import SelectionConfig, selective_attention
+from subq_jax import SelectionConfig, build_tree, selective_attention
 from subq_jax.attention import dense_attention
 from subq_jax.kernels.xla import gathered, grain
-from subq_jax.selection.choose import best_of, block_scores
+from subq_jax.selection import choose
+from subq_jax.selection.choose import best_first, best_of, block_scores, choose_blocks, in_order
 from subq_jax.selection.summaries import block_summaries
+from subq_jax.selection.visibility import place_queries
 
 NAMES = ("q", "k", "v", "router_q", "router_k")
 
@@ -71,9 +73,10 @@ def assert_xla_equals_reference(problem):
         close(grad, wanted, f"gradient of {name}", 1e-4)
 
 
-@pytest.mark.parametrize("queries", [1, 2])
-@pytest.mark.parametrize("gate", [True, False])
-def test_a_few_queries_of_a_long_cache_read_what_they_see_and_no_more(monkeypatch, queries, gate):
+@pytest.mark.parametrize(("queries", "gate", "sizes"), [
+    (1, True, grain.GPU_GRAIN), (2, False, grain.GPU_GRAIN), (2, True, grain.CPU_GRAIN)])
+def test_a_few_queries_of_a_long_cache_read_what_they_see_and_no_more(monkeypatch, queries, gate, sizes):
+    monkeypatch.setattr(grain, "CPU_GRAIN", sizes)
     config = SelectionConfig(block_size=4, num_blocks=3, local_blocks=2, sink_blocks=1)
     values = arrays(3, 2, queries, 90, 2, 2)
     where = {"kv_length": jnp.array([79, 90], jnp.int32)}
@@ -90,6 +93,11 @@ def test_a_few_queries_of_a_long_cache_read_what_they_see_and_no_more(monkeypatc
     again, _, poisoned_grads = value_and_grads(poisoned, config, "xla", gate, **where)
     np.testing.assert_array_equal(out, again)
     for a, b in zip(grads, poisoned_grads, strict=True):
+        np.testing.assert_array_equal(a, b)
+    tree = build_tree(poisoned[4], config)
+    again, _, poisoned_grads = value_and_grads(poisoned, config, "xla", gate, tree=tree, **where)
+    np.testing.assert_array_equal(out, again)
+    for a, b in zip(grads[:4], poisoned_grads[:4], strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -193,6 +201,22 @@ def test_the_best_are_found_by_groups_with_ties_to_the_lower_index(width, count,
     first = jnp.arange(width) >= width - count - 1  # hardly more than wanted, at the end, where the last group is short
     for values in (ranks, jnp.where(first, ranks, -jnp.inf)):
         np.testing.assert_array_equal(best_of(values, count), jax.lax.top_k(values, count)[1])
+
+
+@pytest.mark.parametrize(("blocks", "count", "sinks"), [
+    (9, 13, 0), (300, 5, 1), (1030, 1, 0), (5000, 3, 1), (70, 29, 0)])
+@pytest.mark.parametrize("levels", [2, 60, 10_000])
+def test_a_few_queries_choose_what_many_do(monkeypatch, blocks, count, sinks, levels):
+    monkeypatch.setattr(choose, "LARGEST_SORT", 64)  # groups of groups, as of a hundred thousand blocks
+    config = SelectionConfig(block_size=4, num_blocks=count, sink_blocks=sinks)
+    scores = jax.random.randint(jax.random.key(blocks), (2, 3, 2, blocks), 0, levels).astype(jnp.float32)
+    scores = scores.at[0, 1, 1, 2 : blocks // 3].set(-jnp.inf)
+    place = place_queries(jnp.array([blocks * 4 - 3, blocks * 2]), 2, None, 4)
+    ids, found = best_first(scores, place, config)
+    np.testing.assert_array_equal(in_order(ids), choose_blocks(scores, place, config))
+    wanted = jnp.maximum(jnp.take_along_axis(scores, jnp.maximum(ids, 0), axis=-1), jnp.finfo(jnp.float32).min)
+    np.testing.assert_array_equal(jnp.where(ids < 0, 0, found), jnp.where(ids < 0, 0, wanted))
+    assert bool((jnp.diff(jnp.where(ids < 0, -jnp.inf, found)) <= 0)[ids[..., 1:] >= 0].all()), "best first"
 
 
 @pytest.mark.parametrize("hub", [0.0, 0.5, 1.0])

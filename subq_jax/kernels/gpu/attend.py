@@ -20,7 +20,16 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu import tensor_core
 from subq_jax.kernels.gpu.lists import TileBlocks, TokenLists
-from subq_jax.kernels.gpu.persistent import FLOOR, LOG2E, by_row, constant, for_each_item, launch, matrix
+from subq_jax.kernels.gpu.persistent import (
+    FLOOR,
+    LOG2E,
+    by_row,
+    constant,
+    for_each_item,
+    launch,
+    matrix,
+    softmax_step,
+)
 from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
 from subq_jax.kernels.gpu.warps import WARP_REGISTERS, BlockWalk, WarpTile, WarpTokens, hide_future
 
@@ -77,7 +86,7 @@ def _kernel(q, k, v, ids, gates, entries, blocks, offset, out, lse, *, q_buffer,
                 sums, top, norm = state
                 logits = tensor_core.warp_scores(queries, k_ring.at[step.slot])
                 logits = hide_future(logits, step, shape.keys, mine, first)
-                weights, shrink, top, norm = _softmax(logits, scale, gate, top, norm)
+                weights, shrink, top, norm = softmax_step(logits, scale, gate, top, norm)
                 sums = tensor_core.add_warp_product(
                     sums * by_row(shrink, sums), weights.astype(q.dtype), v_ring.at[step.slot])
                 return sums, top, norm
@@ -103,20 +112,3 @@ def _kernel(q, k, v, ids, gates, entries, blocks, offset, out, lse, *, q_buffer,
     def _():
         plgpu.set_max_registers(WARP_REGISTERS[1], action="decrease")
         walk.copy_tiles(ctas, rows_of, ((q, q_buffer),), q_full, q_free, ((k, k_ring), (v, v_ring)))
-
-
-def _softmax(logits, scale: float, gate, top, norm):
-    """A step of the running softmax.
-
-    Args:
-      logits: float32 [rows, keys]; times `scale` they are powers of 2, as are the following.
-      gate: float32 [rows], or one for all.
-      top, norm: float32 [rows], the largest logit so far and the sum of weights relative to it.
-
-    Returns:
-      the step's weights [rows, keys], what earlier sums shrink by, and the new `top` and `norm`.
-    """
-    new = jnp.maximum(top, logits.max(axis=1) * scale + gate)
-    shrink = jnp.exp2(top - new)
-    weights = jnp.exp2(logits * scale - by_row(new - gate, logits))
-    return weights, shrink, new, norm * shrink + weights.sum(axis=1)

@@ -7,8 +7,12 @@ from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 
 BLOCK_SIZES, HEAD_DIMS, MAX_ROUTER_DIM = (32, 64, 128), (64, 128), 256
+HALVES = jnp.bfloat16, jnp.float16
+DECODES = False  # whether `decode.py` is used: it has been simulated and compiled, and has yet to run on a GPU
+DENSE_BLOCK = 64  # positions that dense decoding reads at a time
 MAX_GROUP = 32  # rows of a token: two warps' products, half the rows of a step along keys
 MAX_CHOSEN = 128  # blocks of a query: its list must have room for them and another tile's
+MULTIPROCESSORS = 132  # of an H100 or H200
 CAPABILITY = "9.0"  # Hopper: the kernels use instructions that neither older nor newer chips have
 MAX_PAIRS = 2**31 - 2**20  # of a token and a block it sees: int32 numbers them
 
@@ -18,8 +22,8 @@ def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
     if jax.default_backend() == "gpu" and (capability := jax.devices()[0].compute_capability) != CAPABILITY:
         return f"the GPU must have compute capability {CAPABILITY}, got {capability}"
     (heads, head_dim), router_dim = inputs.q.shape[2:], inputs.router_q.shape[3]
-    group, halves = heads // inputs.k.shape[2], (jnp.bfloat16, jnp.float16)
-    if inputs.q.dtype not in halves or inputs.router_q.dtype not in halves:
+    group = heads // inputs.k.shape[2]
+    if inputs.q.dtype not in HALVES or inputs.router_q.dtype not in HALVES:
         return f"dtypes must be bfloat16 or float16, got {inputs.q.dtype} and {inputs.router_q.dtype}"
     if head_dim not in HEAD_DIMS:
         return f"head_dim must be one of {HEAD_DIMS}, got {head_dim}"
@@ -35,3 +39,12 @@ def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
     if pairs > MAX_PAIRS:
         return f"queries times the blocks that each sees must be at most {MAX_PAIRS}, got {pairs}"
     return None
+
+
+def decodes_densely(q, k) -> bool:
+    """Whether `decode.py` does dense attention of queries q [B, T, N, H] to a cache k [B, S, K, H]."""
+    if not DECODES or jax.default_backend() != "gpu" or jax.device_count() > 1:
+        return False
+    fits = q.dtype in HALVES and q.shape[3] in HEAD_DIMS and q.shape[2] // k.shape[2] <= MAX_GROUP
+    whole = q.shape[1] == 1 and k.shape[1] % DENSE_BLOCK == 0
+    return fits and whole and jax.devices()[0].compute_capability == CAPABILITY

@@ -54,6 +54,9 @@ def launch(kernel, results, scratch: dict, ctas: int, arguments, *, workers: int
 def for_each_item(rows: int, columns: int, ctas: int, body, carry, warp=None):
     """`carry = body(row, column, number, carry)` over this block of threads' share of a table of items.
 
+    A row is walked from its end: late queries, which see the most, come first, and what is left for the last round,
+    when not all blocks of threads have an item, is short.
+
     Args:
       warp: of the block of threads, where warps walk apart from each other.
 
@@ -67,7 +70,7 @@ def for_each_item(rows: int, columns: int, ctas: int, body, carry, warp=None):
 
     def visit(number, carry):
         item = mine + number * sharers
-        return body(lax.div(item, jnp.int32(columns)), lax.rem(item, jnp.int32(columns)), number, carry)
+        return body(lax.div(item, jnp.int32(columns)), columns - 1 - lax.rem(item, jnp.int32(columns)), number, carry)
 
     return count, lax.fori_loop(jnp.int32(0), count, visit, carry)
 
@@ -76,6 +79,23 @@ def hide_later(logits, positions, first):
     """-inf where a key, the first at position `first`, comes after its row's position."""
     key = plgpu.broadcasted_iota(jnp.int32, logits.shape, 1, layout=ACC) + first
     return jnp.where(key <= by_row(positions, logits), logits, -jnp.inf)
+
+
+def softmax_step(logits, scale: float, gate, top, norm):
+    """A step of the running softmax.
+
+    Args:
+      logits: float32 [rows, keys]; times `scale` they are powers of 2, as are the following.
+      gate: float32 [rows], or one for all.
+      top, norm: float32 [rows], the largest logit so far and the sum of weights relative to it.
+
+    Returns:
+      the step's weights [rows, keys], what earlier sums shrink by, and the new `top` and `norm`.
+    """
+    new = jnp.maximum(top, logits.max(axis=1) * scale + gate)
+    shrink = jnp.exp2(top - new)
+    weights = jnp.exp2(logits * scale - by_row(new - gate, logits))
+    return weights, shrink, new, norm * shrink + weights.sum(axis=1)
 
 
 def by_row(x, like):

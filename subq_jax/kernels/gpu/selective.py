@@ -18,8 +18,9 @@ from subq_jax.kernels.gpu.attend import attend
 from subq_jax.kernels.gpu.backward_keys import backward_keys
 from subq_jax.kernels.gpu.backward_queries import backward_queries
 from subq_jax.kernels.gpu.choose import QUERIES, best_blocks, tile_of
+from subq_jax.kernels.gpu.decode import attend_cache
 from subq_jax.kernels.gpu.inverse import inverse_lists
-from subq_jax.kernels.gpu.limits import unsupported
+from subq_jax.kernels.gpu.limits import DECODES, MULTIPROCESSORS, unsupported
 from subq_jax.kernels.gpu.lists import TileBlocks, TokenLists, tile_blocks, token_lists
 from subq_jax.kernels.gpu.warps import WarpTile, group_rows
 from subq_jax.kernels.xla.layout import (
@@ -31,14 +32,20 @@ from subq_jax.kernels.xla.layout import (
     unfold_queries,
     whole_rows,
 )
-from subq_jax.kernels.xla.selective import choose, few_queries, weighted_summaries, xla_selective_attention
+from subq_jax.kernels.xla.selective import (
+    attend_chosen,
+    choose,
+    few_queries,
+    weighted_summaries,
+    xla_selective_attention,
+)
 from subq_jax.kernels.xla.tile import row_delta
+from subq_jax.selection.choose import in_order
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.summaries import score_scale
 from subq_jax.selection.visibility import QueryPlace, candidate_range, clear_absent_keys
 
-MULTIPROCESSORS = 132  # of an H100 or H200
 KEYS_FORWARD, KEYS_BACKWARD = 64, 32  # positions of a step: what registers hold beside a warp's sums
 
 
@@ -54,8 +61,14 @@ def gpu_selective_attention(
     reason = unsupported(inputs, config)
     if reason is not None:
         warnings.warn(f'implementation="gpu" falls back to "xla": {reason}', stacklevel=4)
-    if reason is not None or few_queries(q, k, config):
+    few = few_queries(q.shape[1], k.shape[1], config)
+    if reason is not None or few and (not DECODES or k.shape[1] % config.block_size):
         return xla_selective_attention(inputs, config, gate=gate)
+    if few:
+        chosen, scores = choose(router_q, tree, place, config, selection)
+        scores = scores if gate else jnp.zeros_like(scores)
+        out = _attend_few(config, gate, q, k, v, router_q, tree.levels[0], chosen, scores, place, present)
+        return out, in_order(chosen).swapaxes(1, 2)
     if selection is None and not config.fanouts:
         router_q_fixed, summaries = jax.lax.stop_gradient((router_q, tree.levels[0]))
         chosen, scores = choose_flat(router_q_fixed, summaries, place, config)
@@ -65,14 +78,7 @@ def gpu_selective_attention(
         chosen, scores = (jnp.take_along_axis(x, order, axis=-1) for x in (chosen, scores))
     scores = scores if gate else jnp.zeros_like(scores)
     out = _attend(config, gate, q, k, v, router_q, tree.levels[0], chosen, scores, place, present)
-    return out, unfold_keys(_ascending(chosen), q.shape[0])
-
-
-def _ascending(chosen):
-    """Ids descending, then -1 -> ascending, then -1."""
-    none = jnp.iinfo(jnp.int32).max
-    chosen = jnp.sort(jnp.where(chosen < 0, none, chosen), axis=-1)
-    return jnp.where(chosen == none, -1, chosen)
+    return out, unfold_keys(in_order(chosen), q.shape[0])
 
 
 def choose_flat(router_q, summaries, place: QueryPlace, config: SelectionConfig):
@@ -199,3 +205,23 @@ def zero_sum(d_gates, ids):
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend_few(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
+    out = attend_cache(q, k, v, chosen, scores, place, config, MULTIPROCESSORS)
+    return unfold_queries(out, q.shape[0]).astype(q.dtype)
+
+
+def _attend_few_forward(config, gate, *arrays):
+    return _attend_few(config, gate, *arrays), arrays
+
+
+def _attend_few_backward(config, gate, arrays, d_out):
+    """XLA's: training has as many queries as keys, so that nothing waits for these."""
+    *differentiable, chosen, scores, place, present = arrays
+    attend = lambda *x: attend_chosen(config, gate, *x, chosen, scores, place, present)
+    return *jax.vjp(attend, *differentiable)[1](d_out), None, None, None, None
+
+
+_attend_few.defvjp(_attend_few_forward, _attend_few_backward)

@@ -143,11 +143,16 @@ def warp_scores(left, right):
     return product(left, right)
 
 
-def add_warp_product(total, weights, values):
-    """total + weights values, of arrays [64, d] and [64, n] and a reference [n, d], warp by warp as `warp_scores`."""
-    @plgpu.inline_mgpu(arg_types=(ACC, ACC, _matrix_type(values)),
+def add_warp_product(total, weights, values, present=None):
+    """total + weights values, of arrays [64, d] and [64, n] and a reference [n, d], warp by warp as `warp_scores`.
+
+    `present`, an int32, is how many of the first values count; behind them may stand anything.
+    """
+    given = () if present is None else (present,)
+
+    @plgpu.inline_mgpu(arg_types=(ACC, ACC, _matrix_type(values)) + (plgpu.Layout.WG_SPLAT,) * len(given),
                        return_type=plgpu.ShapeDtypeStruct(total.shape, jnp.float32, layout=ACC))
-    def product(_, total, weights, values):
+    def product(_, total, weights, values, *present):
         layouts = mgpu.MMALayouts(weights.mlir_dtype)
         column_tiles, width = ir.MemRefType(values.type).shape[1], ir.MemRefType(values.type).shape[3]
         sums = [total[:, j * width : (j + 1) * width] for j in range(column_tiles)]
@@ -157,10 +162,19 @@ def add_warp_product(total, weights, values):
                                      _layout=layouts.lhs, _is_signed=None)
             for j in range(column_tiles):
                 cut = utils.memref_slice(values, (slice(k // 8, k // 8 + 2), slice(j, j + 1)))
-                sums[j] = mgpu.mma(sums[j], a, _load(cut, layouts.rhs))
+                b = _load(cut, layouts.rhs)
+                sums[j] = mgpu.mma(sums[j], a, _first_rows(b, k, *present) if present else b)
         return _join(sums)
 
-    return product(total, weights, values)
+    return product(total, weights, values, *given)
+
+
+def _first_rows(part, first: int, present):
+    """A part of a matrix, from its row `first` on, with zeros behind the first `present` rows of the whole."""
+    i32 = ir.IntegerType.get_signless(32)
+    row = mgpu.FragmentedArray.broadcasted_iota(i32, part.shape, 0, part.layout, is_signed=True) + first
+    zero = mgpu.FragmentedArray.splat(arith.constant(part.mlir_dtype, 0.0), part.shape, part.layout)
+    return (row < present).select(part, zero)
 
 
 def _matrix_type(ref):

@@ -24,7 +24,7 @@ def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
         return f"block_size must be a multiple of {rows[inputs.q.dtype]} in {inputs.q.dtype}, got {config.block_size}"
     if LANES % group:
         return f"query heads of a KV head must divide {LANES}, got {group}"
-    few = few_queries(inputs.q, inputs.k, config)
+    few = few_queries(inputs.q.shape[1], inputs.k.shape[1], config)
     if few and inputs.k.shape[1] % config.block_size:
         return (f"a cache must hold a multiple of block_size={config.block_size} positions to be decoded from, "
                 f"got {inputs.k.shape[1]}")

@@ -43,6 +43,7 @@ from subq_jax.kernels.xla.selective import (
     xla_selective_attention,
 )
 from subq_jax.kernels.xla.tile import row_delta
+from subq_jax.selection.choose import in_order
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.summaries import score_scale, split_blocks
@@ -65,7 +66,7 @@ def tpu_selective_attention(
     if reason is not None:
         warnings.warn(f'implementation="tpu" falls back to "xla": {reason}', stacklevel=4)
         return xla_selective_attention(inputs, config, gate=gate)
-    few = few_queries(q, k, config)
+    few = few_queries(q.shape[1], k.shape[1], config)
     if selection is None and not config.fanouts and not few:
         router_q_fixed, summaries = jax.lax.stop_gradient((router_q, tree.levels[0]))
         chosen, scores = best_blocks(router_q_fixed, summaries, place, config, CHOICE_SIZES)
@@ -74,7 +75,8 @@ def tpu_selective_attention(
     scores = scores if gate else jnp.zeros_like(scores)
     attend = _attend_few if few else _attend
     out = attend(config, gate, q, k, v, router_q, tree.levels[0], chosen, scores, place, present)
-    return out, by_query(chosen, q.shape[0])
+    chosen = by_query(chosen, q.shape[0])
+    return out, in_order(chosen) if few else chosen
 
 
 def by_query(x, batch: int):

@@ -18,13 +18,15 @@ class Grain(NamedTuple):
     scores: int  # float32 router scores held at a time
     chunk: int  # partial results of one chunk of queries
     share: int  # tiles for a block in use, if blocks were chosen evenly
+    best_first: bool = False  # whether a few queries choose by fewer programs that compare more
 
 
 CPU_GRAIN = Grain(step=1 << 18, band=1 << 22, whole=1 << 21, keys=1 << 11, scores=1 << 23, chunk=1 << 24, share=1)
 ACCELERATOR_GRAIN = Grain(
     step=1 << 28, band=1 << 27, whole=1 << 26, keys=1 << 26, scores=1 << 26, chunk=1 << 28, share=4)
+GPU_GRAIN = ACCELERATOR_GRAIN._replace(best_first=True)
 
 
 def grain() -> Grain:
     """The grain for the default backend."""
-    return CPU_GRAIN if jax.default_backend() == "cpu" else ACCELERATOR_GRAIN
+    return {"cpu": CPU_GRAIN, "gpu": GPU_GRAIN}.get(jax.default_backend(), ACCELERATOR_GRAIN)

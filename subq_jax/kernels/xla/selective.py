@@ -26,7 +26,15 @@ from subq_jax.kernels.xla.layout import (
     unfold_queries,
 )
 from subq_jax.kernels.xla.tile import NO_KEYS, merge, row_delta
-from subq_jax.selection.choose import admit_selection, block_scores, choose_blocks, matmul_precision, scores_of
+from subq_jax.selection.choose import (
+    admit_selection,
+    best_first,
+    block_scores,
+    choose_blocks,
+    in_order,
+    matmul_precision,
+    scores_of,
+)
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.summaries import score_scale, split_blocks
@@ -47,13 +55,17 @@ def xla_selective_attention(
     chosen, scores = choose(router_q, tree, place, config, selection)
     scores = scores if gate else jnp.zeros_like(scores)
     out = attend_chosen(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present)
-    return out, chosen.swapaxes(1, 2)
+    few = few_queries(q.shape[1], k.shape[1], config)
+    return out, (in_order(chosen) if few else chosen).swapaxes(1, 2)
 
 
 def choose(
     router_q, tree: SummaryTree, place: QueryPlace, config: SelectionConfig, selection: Selection | None = None
 ):
-    """The selection int32 [B, K, T, M] and its scores float32, a chunk of queries at a time; no gradient."""
+    """The selection int32 [B, K, T, M] and its scores float32, a chunk of queries at a time; no gradient.
+
+    Ids ascend, then -1; on a GPU those that a few queries choose without a tree stand in the order of their scores.
+    """
     router_q, tree = jax.lax.stop_gradient((router_q, tree))
     batch, queries, heads, width = router_q.shape
     num_blocks = tree.levels[0].shape[2]
@@ -72,6 +84,8 @@ def choose(
             picked = scores_of(router_q, tree.levels[0], jnp.maximum(chosen, 0))
         elif config.fanouts:
             chosen, picked, _ = search_tree(router_q, tree, place, config)
+        elif grain().best_first and few_queries(queries, num_blocks * config.block_size, config):
+            chosen, picked = best_first(block_scores(router_q, tree.levels[0]), place, config)
         else:
             scores = block_scores(router_q, tree.levels[0])
             chosen = choose_blocks(scores, place, config)
@@ -83,9 +97,9 @@ def choose(
     return tuple(x.swapaxes(1, 2) for x in results)
 
 
-def few_queries(q, k, config: SelectionConfig) -> bool:
+def few_queries(queries: int, keys: int, config: SelectionConfig) -> bool:
     """Whether the queries read less from the keys where they are stored than laying the keys out would."""
-    return q.shape[1] * config.budget <= k.shape[1]
+    return queries * config.budget <= keys
 
 
 class _Rows(NamedTuple):
@@ -138,7 +152,7 @@ def attend_chosen(config, gate, q, k, v, router_q, summaries, chosen, scores, pl
 
 def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
     rows, size, reach = _rows(config, q, k.shape[2], chosen, scores, place), config.block_size, _local_reach(config)
-    if few_queries(q, k, config):
+    if few_queries(q.shape[1], k.shape[1], config):
         out, lse = direct_forward(rows.q, k, v, rows.ids, rows.bias, rows.lower, rows.position, size, reach)
     else:
         (k_rows, k_blocks), (v_rows, v_blocks) = (_keys(config, x, present) for x in (k, v))
@@ -183,6 +197,7 @@ def weighted_summaries(weights, summaries, chosen):
     def chunk(args):
         weights, chosen = args
         listed = take(summaries, chosen).astype(weights.dtype)
+        listed = jnp.where((chosen >= 0)[..., None], listed, 0)
         return jnp.einsum("btkm,btkmr->btkr", weights, listed, precision=matmul_precision(weights.dtype))
 
     return map_query_chunks(chunk, (weights.swapaxes(1, 2), chosen.swapaxes(1, 2)), rows)
