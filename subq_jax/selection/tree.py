@@ -76,9 +76,8 @@ def update_tree(
       start: first written position, int or int32 [B]; `start + count <= S`.
       count: number of written tokens, static.
     """
-    start, batch = jnp.asarray(start, jnp.int32), router_k.shape[0]
-    if start.ndim and batch == 1:
-        start = start[0]
+    start = jnp.asarray(start, jnp.int32)
+    start = start.reshape(()) if start.size == 1 else start
     children, fanout, levels = router_k.swapaxes(1, 2), config.block_size, []
     for level, old in enumerate(tree.levels):
         start, count = start // fanout, min(old.shape[2], num_key_blocks(count, fanout) + 1)

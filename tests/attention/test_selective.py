@@ -101,6 +101,16 @@ def test_a_few_queries_of_a_long_cache_read_what_they_see_and_no_more(monkeypatc
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_last_block_that_is_not_whole_does_not_make_queries_few(monkeypatch):
+    monkeypatch.setattr(grain, "CPU_GRAIN", grain.GPU_GRAIN)
+    config = SelectionConfig(block_size=4, num_blocks=3, local_blocks=1, sink_blocks=0)  # 16 positions of 14
+    for seed in range(3):
+        values = arrays(seed, 1, 1, 14, 1, 1)
+        run = lambda name, values=values: selective_attention(
+            *values, config, implementation=name, return_selection=True)[1]
+        np.testing.assert_array_equal(run("xla"), run("reference"))
+
+
 def assert_equally_good(selection, expected, values, config):
     """Every chosen block scores, by the reference, at least as high as the worst block that the reference chose."""
     scores = block_scores(values[3], block_summaries(values[4], config.block_size, config.pooling)).swapaxes(1, 2)

@@ -65,7 +65,7 @@ def gpu_selective_attention(
     if reason is not None or few and (not DECODES or k.shape[1] % config.block_size):
         return xla_selective_attention(inputs, config, gate=gate)
     if few:
-        chosen, scores = choose(router_q, tree, place, config, selection)
+        chosen, scores = choose(router_q, tree, place, config, selection, few=True)
         scores = scores if gate else jnp.zeros_like(scores)
         out = _attend_few(config, gate, q, k, v, router_q, tree.levels[0], chosen, scores, place, present)
         return out, in_order(chosen).swapaxes(1, 2)

@@ -52,19 +52,20 @@ def xla_selective_attention(
     """
     q, k, v, router_q, tree, place, present, selection = inputs
     summaries = tree.levels[0]
-    chosen, scores = choose(router_q, tree, place, config, selection)
+    few = few_queries(q.shape[1], k.shape[1], config)
+    chosen, scores = choose(router_q, tree, place, config, selection, few=few)
     scores = scores if gate else jnp.zeros_like(scores)
     out = attend_chosen(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present)
-    few = few_queries(q.shape[1], k.shape[1], config)
     return out, (in_order(chosen) if few else chosen).swapaxes(1, 2)
 
 
 def choose(
-    router_q, tree: SummaryTree, place: QueryPlace, config: SelectionConfig, selection: Selection | None = None
+    router_q, tree: SummaryTree, place: QueryPlace, config: SelectionConfig, selection: Selection | None = None,
+    *, few: bool = False
 ):
     """The selection int32 [B, K, T, M] and its scores float32, a chunk of queries at a time; no gradient.
 
-    Ids ascend, then -1; on a GPU those that a few queries choose without a tree stand in the order of their scores.
+    Ids ascend, then -1; on a GPU those that `few` queries choose without a tree stand in the order of their scores.
     """
     router_q, tree = jax.lax.stop_gradient((router_q, tree))
     batch, queries, heads, width = router_q.shape
@@ -84,7 +85,7 @@ def choose(
             picked = scores_of(router_q, tree.levels[0], jnp.maximum(chosen, 0))
         elif config.fanouts:
             chosen, picked, _ = search_tree(router_q, tree, place, config)
-        elif grain().best_first and few_queries(queries, num_blocks * config.block_size, config):
+        elif few and grain().best_first:
             chosen, picked = best_first(block_scores(router_q, tree.levels[0]), place, config)
         else:
             scores = block_scores(router_q, tree.levels[0])
