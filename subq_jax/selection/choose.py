@@ -113,7 +113,7 @@ def best_first(scores: Scores, place: QueryPlace, config: SelectionConfig):
         if kept is None:  # groups ascend, and so their own numbers tell equals apart
             kept = best(least, group)[1][..., None]
             ids = kept * size + iota((*kept.shape[:-1], size))
-        else:
+        else:  # `size` divides the one before, so that a group's ids follow each other and its first is the lowest
             ids = _split(ids, size, scores.shape[-1])
             kept = best(least, ids[..., 0], group)[2][..., None]
             ids = jnp.take_along_axis(ids, kept, axis=-2)
@@ -159,5 +159,4 @@ def ascending(ids, none: int, width: int) -> ChosenBlocks:
 def in_order(chosen: ChosenBlocks) -> ChosenBlocks:
     """Ids in any order, -1 among them -> ascending, then -1."""
     none = jnp.iinfo(jnp.int32).max
-    chosen = jnp.sort(jnp.where(chosen < 0, none, chosen), axis=-1)
-    return jnp.where(chosen == none, -1, chosen)
+    return ascending(jnp.where(chosen < 0, none, chosen), none, chosen.shape[-1])

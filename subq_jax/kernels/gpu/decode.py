@@ -151,7 +151,6 @@ def dense_attention_of_one(q, k, v, place: QueryPlace, present):
     """
     config = SelectionConfig(DENSE_BLOCK, num_blocks=1, local_blocks=k.shape[1] // DENSE_BLOCK, sink_blocks=0)
     none = jnp.full((q.shape[0], k.shape[2], 1, 1), -1, jnp.int32)
-    place = place._replace(block=place.position // DENSE_BLOCK)
     out = attend_cache(q, k, v, none, jnp.zeros(none.shape), place, config, MULTIPROCESSORS)
     return unfold_queries(out, q.shape[0]).astype(q.dtype)
 
