@@ -25,8 +25,8 @@ def dense_attention(
     """Exact causal attention over every past position of the query's document.
 
     Runs cuDNN's flash attention for whole causal sequences in bf16 or fp16 on a GPU, if H is a multiple of 8 and at
-    most 128, and elsewhere plain XLA over chunks of queries, recomputed in the backward pass, so that memory stays
-    linear in the length. (`kernels/gpu/decode.py`, for one query of a cache on a Hopper GPU, is off; see `DECODES`.)
+    most 128, `kernels/gpu/decode.py` for one query of a cache on a single Hopper GPU, and elsewhere plain XLA over
+    chunks of queries, recomputed in the backward pass, so that memory stays linear in the length.
 
     Args:
       q: queries [B, T, N, H].

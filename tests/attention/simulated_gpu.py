@@ -108,7 +108,7 @@ def simulated_gpu():
     plain = mock.patch.multiple(tensor_core, **{function.__name__: function for function in replaced})
     loads = mock.patch.object(lanes, "load_in_lanes", load_in_lanes)
     appends = mock.patch.object(append, "append_better", append_better)
-    sizes = mock.patch.multiple(selective, MULTIPROCESSORS=2, DECODES=True, unsupported=lambda *_: None)
+    sizes = mock.patch.multiple(selective, MULTIPROCESSORS=2, unsupported=lambda *_: None)
     apart = mock.patch.object(warps, "TOGETHER", 1)  # one warp for a thread, for a thread's branches cannot part here
     simulator = plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(uninitialized_memory="nan"))
     with plain, loads, appends, sizes, apart, simulator:

@@ -15,7 +15,6 @@ from problems import arrays
 
 from subq_jax import SelectionConfig, selective_attention
 from subq_jax.kernels.gpu import inverse as gpu_inverse
-from subq_jax.kernels.gpu import selective
 from subq_jax.kernels.gpu.inverse import inverse_lists
 from subq_jax.kernels.gpu.limits import unsupported
 from subq_jax.kernels.gpu.lists import TokenLists
@@ -73,8 +72,7 @@ def test_forward_and_backward_lower_for_cuda(changes, block_size, num_blocks):
     pytest.param({"heads": 6, "head_dim": 64, "dtype": jnp.float16}, 32, 29, marks=pytest.mark.slow),
     pytest.param({"heads": 32, "kv_heads": 4, "router_dim": 256}, 128, 13, marks=pytest.mark.slow),
 ])
-def test_decoding_lowers_for_cuda(monkeypatch, changes, block_size, num_blocks):
-    monkeypatch.setattr(selective, "DECODES", True)
+def test_decoding_lowers_for_cuda(changes, block_size, num_blocks):
     config = SelectionConfig(block_size=block_size, num_blocks=num_blocks)
     attend = functools.partial(selective_attention, config=config, implementation="gpu")
     (_, k, v, _, router_k), (q, _, _, router_q, _) = (production_shapes(n, **changes) for n in (1 << 20, 2))

@@ -12,8 +12,8 @@ from test_selective import assert_equally_good
 
 from subq_jax import SelectionConfig, selective_attention
 from subq_jax.attention import dense_attention
-from subq_jax.kernels.gpu import limits, selective
 from subq_jax.kernels.gpu.choose import best_blocks
+from subq_jax.kernels.gpu.limits import decodes_densely
 
 pytestmark = pytest.mark.gpu
 
@@ -81,20 +81,13 @@ DECODING = {  # batch, queries, length, KV heads, group; head dim; block, chosen
 }
 
 
-@pytest.fixture
-def decoding(monkeypatch):
-    """Kernels decode, as they do not yet by default."""
-    for module in (limits, selective):
-        monkeypatch.setattr(module, "DECODES", True)
-
-
 @pytest.mark.parametrize("case", DECODING)
-def test_decoding_equals_the_reference(case, decoding):
+def test_decoding_equals_the_reference(case):
     sizes, head_dim, block, chosen, dtype = DECODING[case]
     config = SelectionConfig(block_size=block, num_blocks=chosen, local_blocks=2, sink_blocks=1)
     q, k, v, router_q, router_k = arrays(6, *sizes, head_dim=head_dim, router_dim=64, dtype=dtype)
     present = jnp.arange(sizes[0]) * 17 % 900 + sizes[2] - 900
-    absent = (jnp.arange(sizes[2]) >= present[:, None])[..., None, None]
+    absent = (jnp.arange(sizes[2])[None] >= present[:, None])[..., None, None]
     k, v = (jnp.where(absent, jnp.nan, x) for x in (k, v))
     run = lambda implementation, *x: jax.jit(functools.partial(
         selective_attention, config=config, implementation=implementation, return_selection=True))(
@@ -109,14 +102,14 @@ def test_decoding_equals_the_reference(case, decoding):
 
 
 @pytest.mark.parametrize("case", DECODING)
-def test_dense_decoding_equals_float32(case, decoding):
+def test_dense_decoding_equals_float32(case):
     (batch, _, *sizes), head_dim, _, _, dtype = DECODING[case]
     q, k, v, *_ = arrays(7, batch, 1, *sizes, head_dim=head_dim, dtype=dtype)
     present = jnp.arange(batch) * 17 % 900 + sizes[0] - 900
-    absent = (jnp.arange(sizes[0]) >= present[:, None])[..., None, None]
+    absent = (jnp.arange(sizes[0])[None] >= present[:, None])[..., None, None]
     k, v = (jnp.where(absent, jnp.nan, x) for x in (k, v))
     run = lambda *x: jax.jit(dense_attention)(*x, kv_length=present)
-    assert limits.decodes_densely(q, k)
+    assert decodes_densely(q, k)
     out = run(q, k, v)
     np.testing.assert_array_equal(out, run(q, k, v), err_msg="the same bits every time")
     assert error(out, run(*(x.astype(jnp.float32) for x in (q, k, v)))) < 1e-2

@@ -8,7 +8,6 @@ from subq_jax.selection.inputs import SelectiveInputs
 
 BLOCK_SIZES, HEAD_DIMS, MAX_ROUTER_DIM = (32, 64, 128), (64, 128), 256
 HALVES = jnp.bfloat16, jnp.float16
-DECODES = False  # whether `decode.py` is used: it has been simulated and compiled, and has yet to run on a GPU
 DENSE_BLOCK = 64  # positions that dense decoding reads at a time
 MAX_GROUP = 32  # rows of a token: two warps' products, half the rows of a step along keys
 MAX_CHOSEN = 128  # blocks of a query: its list must have room for them and another tile's
@@ -43,7 +42,7 @@ def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
 
 def decodes_densely(q, k) -> bool:
     """Whether `decode.py` does dense attention of queries q [B, T, N, H] to a cache k [B, S, K, H]."""
-    if not DECODES or jax.default_backend() != "gpu" or jax.device_count() > 1:
+    if jax.default_backend() != "gpu" or jax.device_count() > 1:
         return False
     fits = q.dtype in HALVES and q.shape[3] in HEAD_DIMS and q.shape[2] // k.shape[2] <= MAX_GROUP
     whole = q.shape[1] == 1 and k.shape[1] % DENSE_BLOCK == 0

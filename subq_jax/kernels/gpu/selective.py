@@ -1,8 +1,8 @@
 """Selective attention on Hopper GPUs: choose, list the blocks of every tile, attend.
 
 Prefill and training run the kernels of this folder. Plain XLA does what it does as well: pooling the summaries (one
-pass over the router's keys), the search of a tree, sorting the inverse lists, and the few queries of a decoding step,
-which gather what they see. The backward pass makes the lists again from the saved selection and recomputes every weight
+pass over the router's keys), the search of a tree, sorting the inverse lists, and choosing for the few queries of a
+decoding step, which then read what they see where it is cached. The backward pass makes the lists again from the saved selection and recomputes every weight
 from the saved log-sum-exps: queries and gates along the tokens' lists, keys, values and summaries along the inverse.
 """
 
@@ -20,7 +20,7 @@ from subq_jax.kernels.gpu.backward_queries import backward_queries
 from subq_jax.kernels.gpu.choose import QUERIES, best_blocks, tile_of
 from subq_jax.kernels.gpu.decode import attend_cache
 from subq_jax.kernels.gpu.inverse import inverse_lists
-from subq_jax.kernels.gpu.limits import DECODES, MULTIPROCESSORS, unsupported
+from subq_jax.kernels.gpu.limits import MULTIPROCESSORS, unsupported
 from subq_jax.kernels.gpu.lists import TileBlocks, TokenLists, tile_blocks, token_lists
 from subq_jax.kernels.gpu.warps import WarpTile, group_rows
 from subq_jax.kernels.xla.layout import (
@@ -62,7 +62,7 @@ def gpu_selective_attention(
     if reason is not None:
         warnings.warn(f'implementation="gpu" falls back to "xla": {reason}', stacklevel=4)
     few = few_queries(q.shape[1], k.shape[1], config)
-    if reason is not None or few and (not DECODES or k.shape[1] % config.block_size):
+    if reason is not None or few and k.shape[1] % config.block_size:
         return xla_selective_attention(inputs, config, gate=gate)
     if few:
         chosen, scores = choose(router_q, tree, place, config, selection, few=True)

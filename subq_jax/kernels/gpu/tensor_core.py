@@ -170,11 +170,21 @@ def add_warp_product(total, weights, values, present=None):
 
 
 def _first_rows(part, first: int, present):
-    """A part of a matrix, from its row `first` on, with zeros behind the first `present` rows of the whole."""
-    i32 = ir.IntegerType.get_signless(32)
-    row = mgpu.FragmentedArray.broadcasted_iota(i32, part.shape, 0, part.layout, is_signed=True) + first
-    zero = mgpu.FragmentedArray.splat(arith.constant(part.mlir_dtype, 0.0), part.shape, part.layout)
-    return (row < present).select(part, zero)
+    """A part of a matrix, from its row `first` on, with zeros behind the first `present` rows of the whole.
+
+    A register of a right operand holds numbers of rows that follow each other. `broadcasted_iota` would call them all
+    by the first one's number (jax 0.11.2).
+    """
+    i32, registers = ir.IntegerType.get_signless(32), part.registers.copy()
+    zero = arith.constant(part.mlir_dtype, 0.0)
+    below = arith.subi(present.registers.flat[0], arith.constant(i32, first))
+    for i, (row, _) in enumerate(part.layout.thread_idxs(part.shape)):
+        left = arith.subi(below, arith.index_cast(i32, row))
+        for j in range(*ir.VectorType(registers.flat[i].type).shape):
+            keep = arith.cmpi(arith.CmpIPredicate.sgt, left, arith.constant(i32, j))
+            number = arith.select(keep, vector.extract(registers.flat[i], [], [j]), zero)
+            registers.flat[i] = vector.insert(number, registers.flat[i], dynamic_position=[], static_position=[j])
+    return mgpu.FragmentedArray(_registers=registers, _layout=part.layout, _is_signed=None)
 
 
 def _matrix_type(ref):
