@@ -33,7 +33,6 @@ from subq_jax.kernels.gpu.decode import attend_cache
 from subq_jax.kernels.gpu.inverse import inverse_lists
 from subq_jax.kernels.gpu.limits import MULTIPROCESSORS
 from subq_jax.kernels.gpu.lists import TokenLists, tile_blocks
-from subq_jax.kernels.gpu.selective import KEYS_BACKWARD, KEYS_FORWARD
 from subq_jax.kernels.gpu.warps import WarpTile, group_rows
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.visibility import QueryPlace
@@ -71,8 +70,8 @@ def lower(kernel: str, shape: str) -> None:
     rows, keys = array(LENGTH * rows_each, head_dim), array(LENGTH, head_dim)
     sums, offset = array(rows.shape[1], dtype=number), jax.ShapeDtypeStruct((1,), index)
     lists = TokenLists(array(LENGTH, slots, dtype=index), array(LENGTH, slots, dtype=number))
-    forward, backward = (WarpTile(rows_each, block, most) for most in (KEYS_FORWARD, KEYS_BACKWARD))
-    unite = lambda ids: tile_blocks(ids, forward, blocks, MULTIPROCESSORS)
+    tile = WarpTile(rows_each, block)
+    unite = lambda ids: tile_blocks(ids, tile, blocks, MULTIPROCESSORS)
     of_tiles = jax.eval_shape(unite, lists.ids)
     invert = lambda *lists: inverse_lists(TokenLists(*lists), lists[1], blocks, block, MULTIPROCESSORS)
     inverse = jax.eval_shape(invert, *lists)
@@ -82,8 +81,8 @@ def lower(kernel: str, shape: str) -> None:
         "best_blocks": (lambda *x: best_blocks(*x, chosen, MULTIPROCESSORS), (
             array(LENGTH, ROUTER_DIM), array(blocks, ROUTER_DIM), *[array(LENGTH, dtype=index)] * 2)),
         "tile_blocks": (unite, (lists.ids,)),
-        "attend": (lambda *x: attend(*x, forward, MULTIPROCESSORS), (rows, keys, keys, lists, of_tiles, offset)),
-        "backward_queries": (lambda *x: backward_queries(*x, backward, MULTIPROCESSORS), (
+        "attend": (lambda *x: attend(*x, tile, MULTIPROCESSORS), (rows, keys, keys, lists, of_tiles, offset)),
+        "backward_queries": (lambda *x: backward_queries(*x, tile, MULTIPROCESSORS), (
             rows, rows, sums, sums, keys, keys, lists, of_tiles, offset)),
         "backward_keys": (lambda *x: backward_keys(*x, rows_each, block, MULTIPROCESSORS), (
             rows, rows, sums, sums, array(LENGTH, ROUTER_DIM), keys, keys, inverse, offset)),

@@ -14,8 +14,6 @@ from subq_jax.kernels.gpu.backward_queries import backward_queries
 from subq_jax.kernels.gpu.inverse import inverse_lists
 from subq_jax.kernels.gpu.limits import MULTIPROCESSORS
 from subq_jax.kernels.gpu.selective import (
-    KEYS_BACKWARD,
-    KEYS_FORWARD,
     Tiles,
     a_tile_at_least,
     choose_flat,
@@ -53,7 +51,7 @@ def gpu_parts(values: tuple[jax.Array, ...], config: SelectionConfig, *, uniform
     """
     q, k, v, router_q, router_k = values
     heads, block = q.shape[2] // k.shape[2], config.block_size
-    shapes = [tile_shape(heads, config, most) for most in (KEYS_FORWARD, KEYS_BACKWARD)]
+    shape = tile_shape(heads, config)
     place, present = locate(q, k, None, None, None, block)
 
     pool = lambda router_k: build_tree(router_k, config).levels[0]
@@ -67,19 +65,19 @@ def gpu_parts(values: tuple[jax.Array, ...], config: SelectionConfig, *, uniform
     lay = lambda *x: lay_out(config, *x, place, present)
     tiles = Tiles(*jax.jit(lay)(q, k, v, chosen, scores))
     listed = (tiles.lists.ids >= 0).sum(dtype=jnp.float32)
-    entries, tokens = tiles.blocks.entries, shapes[0].tokens
+    entries, tokens = tiles.blocks.entries, shape.tokens
     facts = {"union": float(entries.sum(dtype=jnp.float32) / listed * tokens), "tile_tokens": float(tokens),
-             "worked_flops": float(4 * q.shape[3] * shapes[0].group * block * listed)}
+             "worked_flops": float(4 * q.shape[3] * shape.group * block * listed)}
 
-    forward = lambda *x: attend(*x, shape=shapes[0], ctas=MULTIPROCESSORS)
+    forward = lambda *x: attend(*x, shape=shape, ctas=MULTIPROCESSORS)
     out, lse = jax.jit(forward)(*tiles)
     delta = jax.jit(row_delta)(out, out)
-    backward = lambda *x: backward_queries(*x, shape=shapes[1], ctas=MULTIPROCESSORS)
+    backward = lambda *x: backward_queries(*x, shape=shape, ctas=MULTIPROCESSORS)
     weights = jnp.zeros(tiles.lists.ids.shape)
     invert = lambda lists, weights: inverse_lists(lists, weights, tiles.k.shape[1] // block, block, MULTIPROCESSORS)
     inverse = jax.jit(invert)(tiles.lists, weights)
-    backward_inverse = lambda *x: backward_keys(*x, shapes[0].group, block, MULTIPROCESSORS)
-    rows = a_tile_at_least(fold_keys(router_q), shapes[0])
+    backward_inverse = lambda *x: backward_keys(*x, shape.group, block, MULTIPROCESSORS)
+    rows = a_tile_at_least(fold_keys(router_q), shape)
     return {
         "summaries": Part(pool, (router_k,), {}),
         "choice": Part(choose, (router_q, summaries), {}),

@@ -92,8 +92,17 @@ def add_warp_product(total, weights, values, present=None):
     return total + lax.dot_general(weights, rows, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
 
+def add_product(total, weights, values):
+    return add_warp_product(total, weights, values)
+
+
 def warp_of_thread():
     return jnp.int32(0)
+
+
+def enough(warps, warpgroup, least):
+    """Every other warpgroup of one warp makes all products at once, those of blocks that it does not see as well."""
+    return (lax.rem(warpgroup, jnp.int32(2)) == 1) | (least == 1)
 
 
 def sums_of_warp(numbers, count):
@@ -103,13 +112,14 @@ def sums_of_warp(numbers, count):
 @contextlib.contextmanager
 def simulated_gpu():
     """`implementation="gpu"` runs simulated inside, at any size, on two multiprocessors."""
-    replaced = [scores, two_scores, add_two_products, largest_of_warp, warp_scores, add_warp_product, warp_of_thread,
-                sums_of_warp, fmax]
+    replaced = [scores, two_scores, add_product, add_two_products, largest_of_warp, warp_scores, add_warp_product,
+                warp_of_thread, sums_of_warp, fmax]
     plain = mock.patch.multiple(tensor_core, **{function.__name__: function for function in replaced})
     loads = mock.patch.object(lanes, "load_in_lanes", load_in_lanes)
     appends = mock.patch.object(append, "append_better", append_better)
     sizes = mock.patch.multiple(selective, MULTIPROCESSORS=2, unsupported=lambda *_: None)
-    apart = mock.patch.object(warps, "TOGETHER", 1)  # one warp for a thread, for a thread's branches cannot part here
+    # one warp for a thread, for a thread's branches cannot part here
+    apart = mock.patch.multiple(warps, TOGETHER=1, enough=enough)
     simulator = plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(uninitialized_memory="nan"))
     with plain, loads, appends, sizes, apart, simulator:
         yield

@@ -107,6 +107,15 @@ def test_gpus_that_are_no_hopper_run_xla(monkeypatch, capability, reason):
     assert unsupported(SelectiveInputs(q, k, v, router_q, SummaryTree(()), *[None] * 3), SelectionConfig()) == reason
 
 
+def test_more_blocks_than_int32_names_are_not_taken():
+    q, k, v, router_q, _ = production_shapes(1 << 24)
+    reason = lambda size: unsupported(SelectiveInputs(q, k, v, router_q, SummaryTree(()), *[None] * 3),
+                                      SelectionConfig(block_size=size, num_blocks=1))
+    assert reason(32) is None
+    q, k, v, router_q, _ = production_shapes((1 << 24) + 1)
+    assert reason(32) == "blocks of a sequence must be at most 524288, got 524289"
+
+
 def test_more_pairs_than_int32_numbers_are_not_taken():
     q, k, v, router_q, _ = production_shapes(1 << 20)
     reason = lambda local: unsupported(SelectiveInputs(q, k, v, router_q, SummaryTree(()), *[None] * 3),
@@ -153,10 +162,10 @@ def test_other_sizes_run_as_xla_and_say_why():
 @pytest.mark.parametrize(("heads", "tokens", "own", "shares"), [
     (1, 24, 2, 1), (7, 24, 2, 1), (8, 24, 2, 1), (9, 12, 1, 1), (16, 12, 1, 1), (32, 6, 1, 2)])
 def test_tiles_hold_whole_tokens(heads, tokens, own, shares):
-    tile = WarpTile(group_rows(heads), 64, 64)
+    tile = WarpTile(group_rows(heads), 64)
     assert (tile.tokens, tile.own, tile.shares) == (tokens, own, shares)
 
 
 def test_the_last_tile_repeats_tokens_in_place_of_reaching_beyond_the_end():
-    tile = WarpTile(16, 64, 64)
+    tile = WarpTile(16, 64)
     assert [int(tile.start(i, 30)) for i in range(3)] == [0, 12, 18]

@@ -18,7 +18,6 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from subq_jax.kernels.gpu import tensor_core
 from subq_jax.kernels.gpu.lists import TileBlocks, TokenLists
 from subq_jax.kernels.gpu.persistent import (
     FLOOR,
@@ -34,6 +33,7 @@ from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
 from subq_jax.kernels.gpu.warps import WARP_REGISTERS, BlockWalk, WarpTile, WarpTokens, hide_future
 
 RING_BYTES = 160 << 10  # of shared memory for keys and values
+ENOUGH = 3  # warps of a warpgroup that see a block for all four to multiply it at once
 
 
 def attend(q, k, v, lists: TokenLists, blocks: TileBlocks, offset, shape: WarpTile, ctas: int):
@@ -69,7 +69,7 @@ def attend(q, k, v, lists: TokenLists, blocks: TileBlocks, offset, shape: WarpTi
 def _kernel(q, k, v, ids, gates, entries, blocks, offset, out, lse, *, q_buffer, k_ring, v_ring, lse_buffer, q_full,
             q_free, full, free, shape: WarpTile, ctas: int):
     warpgroup, (workers, held, head_dim) = lax.axis_index("warpgroup"), q_buffer.shape
-    walk = BlockWalk(shape, entries, blocks, full, free, k_ring.shape[0])
+    walk = BlockWalk(shape, entries, blocks, full, free, k_ring.shape[0], ENOUGH)
     rows_of = functools.partial(shape.rows, tokens=ids.shape[1])
 
     @pl.when(warpgroup < workers)
@@ -84,19 +84,19 @@ def _kernel(q, k, v, ids, gates, entries, blocks, offset, out, lse, *, q_buffer,
 
             def look(step, here, places, gate, state):
                 sums, top, norm = state
-                logits = tensor_core.warp_scores(queries, k_ring.at[step.slot])
+                logits = step.products.scores(queries, k_ring.at[step.slot])
                 logits = hide_future(logits, step, shape.keys, mine, first)
                 weights, shrink, top, norm = softmax_step(logits, scale, gate, top, norm)
-                sums = tensor_core.add_warp_product(
-                    sums * by_row(shrink, sums), weights.astype(q.dtype), v_ring.at[step.slot])
+                sums = step.products.add(sums * by_row(shrink, sums), weights.astype(q.dtype), v_ring.at[step.slot])
                 return sums, top, norm
 
             nothing = constant(0, (held, head_dim), ACC), constant(FLOOR, (held,), ROWS), constant(0, (held,), ROWS)
             plgpu.barrier_wait(q_full.at[warpgroup])
-            sums, top, norm = walk.each(x, tile, ring, tokens, look, nothing)
+            sums, top, norm = walk.each(x, tile, ring, warpgroup, tokens, look, nothing)
 
             rows, norm = rows_of(tile, warpgroup), jnp.where(norm > 0, norm, jnp.float32(1))
-            queries[...] = (sums * by_row(1 / norm, sums)).astype(q.dtype)  # their place is free now
+            plgpu.commit_smem()  # no warp reads its queries any more
+            queries[...] = (sums * by_row(1 / norm, sums)).astype(q.dtype)
             lse_buffer[warpgroup] = (top + jnp.log2(norm)) * (1 / LOG2E)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(queries, out.at[x, rows])

@@ -5,7 +5,7 @@
     queries    dQ = sum over steps of dL K
     gates      the sum of dL over a token's rows and a block's positions
 
-As in the forward pass a warp multiplies the blocks of its own tokens alone (`warps.py`).
+A warpgroup multiplies every block that one of its warps sees at once, as far as blocks are large enough (`warps.py`).
 """
 
 import functools
@@ -24,6 +24,7 @@ from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
 from subq_jax.kernels.gpu.warps import WARP_REGISTERS, BlockWalk, WarpTile, WarpTokens, hide_future
 
 RING_BYTES = 128 << 10  # of shared memory for keys and values
+ENOUGH = 1  # warps that see a block for all four to multiply it: with both ways of doing so registers would spill
 
 
 def backward_queries(q, d_out, lse, delta, k, v, lists: TokenLists, blocks: TileBlocks, offset, shape: WarpTile,
@@ -63,7 +64,7 @@ def backward_queries(q, d_out, lse, delta, k, v, lists: TokenLists, blocks: Tile
 def _kernel(q, d_out, lse, delta, k, v, ids, gates, entries, blocks, offset, dq, d_gates, *, q_buffer, d_out_buffer,
             k_ring, v_ring, rows_full, rows_free, full, free, shape: WarpTile, ctas: int):
     warpgroup, (workers, held, head_dim) = lax.axis_index("warpgroup"), q_buffer.shape
-    walk = BlockWalk(shape, entries, blocks, full, free, k_ring.shape[0])
+    walk = BlockWalk(shape, entries, blocks, full, free, k_ring.shape[0], ENOUGH)
     rows_of = functools.partial(shape.rows, tokens=ids.shape[1])
 
     @pl.when(warpgroup < workers)
@@ -79,8 +80,8 @@ def _kernel(q, d_out, lse, delta, k, v, ids, gates, entries, blocks, offset, dq,
             log_sums = log_sums * LOG2E
 
             def look(step, here, places, gate, total):
-                logits = tensor_core.warp_scores(queries, k_ring.at[step.slot])
-                d_weights = tensor_core.warp_scores(d_out_buffer.at[warpgroup], v_ring.at[step.slot])
+                logits = step.products.scores(queries, k_ring.at[step.slot])
+                d_weights = step.products.scores(d_out_buffer.at[warpgroup], v_ring.at[step.slot])
                 logits = hide_future(logits, step, shape.keys, mine, first)
                 weights = jnp.exp2(logits * scale - by_row(log_sums - gate, logits))
                 d_logits = weights * (d_weights - by_row(deltas, logits))
@@ -90,10 +91,11 @@ def _kernel(q, d_out, lse, delta, k, v, ids, gates, entries, blocks, offset, dq,
                     @pl.when(some)
                     def _(token=token, place=place, number=number):
                         d_gates[x, token, place, part] = number
-                return tensor_core.add_warp_product(total, d_logits.astype(q.dtype), k_ring.at[step.slot])
+                return step.products.add(total, d_logits.astype(q.dtype), k_ring.at[step.slot])
 
             plgpu.barrier_wait(rows_full.at[warpgroup])
-            total = walk.each(x, tile, ring, tokens, look, constant(0, (held, head_dim), ACC))
+            total = walk.each(x, tile, ring, warpgroup, tokens, look, constant(0, (held, head_dim), ACC))
+            plgpu.commit_smem()  # no warp reads its queries any more
             queries[...] = (total * (1 / math.sqrt(head_dim))).astype(q.dtype)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(queries, dq.at[x, rows])

@@ -13,6 +13,7 @@ MAX_GROUP = 32  # rows of a token: two warps' products, half the rows of a step 
 MAX_CHOSEN = 128  # blocks of a query: its list must have room for them and another tile's
 MULTIPROCESSORS = 132  # of an H100 or H200
 CAPABILITY = "9.0"  # Hopper: the kernels use instructions that neither older nor newer chips have
+MAX_BLOCKS = 2**19  # of a sequence: int32 names one together with the 12 warps of a tile
 MAX_PAIRS = 2**31 - 2**20  # of a token and a block it sees: int32 numbers them
 
 
@@ -34,6 +35,8 @@ def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
         return f"num_blocks must be at most {MAX_CHOSEN}, got {config.num_blocks}"
     if router_dim % 64 or router_dim > MAX_ROUTER_DIM:
         return f"router_dim must be a multiple of 64 up to {MAX_ROUTER_DIM}, got {router_dim}"
+    if (blocks := -(-inputs.k.shape[1] // config.block_size)) > MAX_BLOCKS:
+        return f"blocks of a sequence must be at most {MAX_BLOCKS}, got {blocks}"
     pairs = inputs.q.shape[1] * (config.num_blocks + config.local_blocks + config.sink_blocks)
     if pairs > MAX_PAIRS:
         return f"queries times the blocks that each sees must be at most {MAX_PAIRS}, got {pairs}"

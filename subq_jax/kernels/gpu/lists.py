@@ -9,7 +9,7 @@ from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu.persistent import WARPS, for_each_item
-from subq_jax.kernels.gpu.warps import WarpTile
+from subq_jax.kernels.gpu.warps import WarpTile, name_block
 from subq_jax.kernels.xla.layout import repeat_heads
 from subq_jax.kernels.xla.selective import local_ids, sink_ids
 from subq_jax.selection.config import SelectionConfig
@@ -28,7 +28,7 @@ class TokenLists(NamedTuple):
 
 class TileBlocks(NamedTuple):
     """What the tokens of every tile see together: `entries` int32 [X, tiles] says how many blocks, at least 1, and
-    `blocks` int32 [X, tiles, room] names them, descending."""
+    `blocks` int32 [X, tiles, room] names them, descending, each with the warps that see it, see `name_block`."""
 
     entries: jax.Array
     blocks: jax.Array
@@ -88,10 +88,11 @@ def _unite(ids, entries, blocks, *, shape: WarpTile, ctas: int):
         def entry(n, state):
             cursors, heads, listed = state
             block = functools.reduce(jnp.maximum, heads)
-            blocks[x, tile, n] = jnp.maximum(block, 0)
             some = block >= 0
-            cursors = tuple(cursor + ((head == block) & some).astype(number)
-                            for cursor, head in zip(cursors, heads, strict=True))
+            sees = [(head == block) & some for head in heads]
+            warps = [jnp.where(seen, number(shape.warps_of(j)), 0) for j, seen in enumerate(sees)]
+            blocks[x, tile, n] = name_block(jnp.maximum(block, 0), functools.reduce(jnp.bitwise_or, warps))
+            cursors = tuple(cursor + seen.astype(number) for cursor, seen in zip(cursors, sees, strict=True))
             return cursors, tuple(read(j, cursor) for j, cursor in enumerate(cursors)), listed + some.astype(number)
 
         def some_entries(i, state):

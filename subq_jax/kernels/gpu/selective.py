@@ -2,8 +2,9 @@
 
 Prefill and training run the kernels of this folder. Plain XLA does what it does as well: pooling the summaries (one
 pass over the router's keys), the search of a tree, sorting the inverse lists, and choosing for the few queries of a
-decoding step, which then read what they see where it is cached. The backward pass makes the lists again from the saved selection and recomputes every weight
-from the saved log-sum-exps: queries and gates along the tokens' lists, keys, values and summaries along the inverse.
+decoding step, which then read what they see where it is cached. The backward pass makes the lists again from the saved
+selection and recomputes every weight from the saved log-sum-exps: queries and gates along the tokens' lists, keys,
+values and summaries along the inverse.
 """
 
 import functools
@@ -45,8 +46,6 @@ from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.summaries import score_scale
 from subq_jax.selection.visibility import QueryPlace, candidate_range, clear_absent_keys
-
-KEYS_FORWARD, KEYS_BACKWARD = 64, 32  # positions of a step: what registers hold beside a warp's sums
 
 
 def gpu_selective_attention(
@@ -107,9 +106,9 @@ class Tiles(NamedTuple):
     offset: jax.Array  # int32 [X], position of the first token
 
 
-def tile_shape(heads: int, config: SelectionConfig, most: int) -> WarpTile:
-    """The tiles of so many query heads of a KV head, with steps of `most` positions."""
-    return WarpTile(group_rows(heads), config.block_size, most)
+def tile_shape(heads: int, config: SelectionConfig) -> WarpTile:
+    """The tiles of so many query heads of a KV head."""
+    return WarpTile(group_rows(heads), config.block_size)
 
 
 def lay_out(config: SelectionConfig, q, k, v, chosen, scores, place: QueryPlace, present) -> Tiles:
@@ -124,7 +123,7 @@ def lay_out(config: SelectionConfig, q, k, v, chosen, scores, place: QueryPlace,
       present: bool [B, S], which keys exist, or None for all.
     """
     kv_heads, size = k.shape[2], config.block_size
-    shape = tile_shape(q.shape[2] // kv_heads, config, size)  # lists and rows do not depend on a step's positions
+    shape = tile_shape(q.shape[2] // kv_heads, config)
     whole = lambda x, fill=0: a_tile_at_least(x, shape, fill)
     lists = token_lists(whole(chosen, -1), whole(scores), jax.tree.map(whole, place), config, kv_heads)
     k, v = (whole_rows(fold_keys(clear_absent_keys(x, present)), size) for x in (k, v))
@@ -156,7 +155,7 @@ def _attend(config, gate, q, k, v, router_q, summaries, chosen, scores, place, p
 
 
 def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
-    shape = tile_shape(q.shape[2] // k.shape[2], config, KEYS_FORWARD)
+    shape = tile_shape(q.shape[2] // k.shape[2], config)
     out, lse = attend(*lay_out(config, q, k, v, chosen, scores, place, present), shape=shape, ctas=MULTIPROCESSORS)
     out = _from_rows(out, q, k.shape[2], shape)
     return out, (q, k, v, router_q, summaries, chosen, scores, place, present, out, lse)
@@ -165,7 +164,7 @@ def _attend_forward(config, gate, q, k, v, router_q, summaries, chosen, scores, 
 def _attend_backward(config, gate, residuals, d_out):
     q, k, v, router_q, summaries, chosen, scores, place, present, out, lse = residuals
     (batch, length, kv_heads), queries, size = k.shape[:3], q.shape[1], config.block_size
-    shape = tile_shape(q.shape[2] // kv_heads, config, KEYS_BACKWARD)
+    shape = tile_shape(q.shape[2] // kv_heads, config)
     tiles = lay_out(config, q, k, v, chosen, scores, place, present)
     d_rows = token_rows(d_out, kv_heads, shape)
     delta = token_rows(row_delta(d_out, out)[..., None], kv_heads, shape)[..., 0]

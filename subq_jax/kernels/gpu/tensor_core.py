@@ -70,6 +70,16 @@ def scores(left, right):
     return pl.run_scoped(product, _accumulator(left.shape[0], right.shape[0]))
 
 
+def add_product(total, weights, values):
+    """total + weights values, of arrays [64, d] and [64, n] and a reference [n, d]."""
+    def product(out):
+        out[...] = total
+        plgpu.wgmma(out, weights, values)
+        return out[...]
+
+    return pl.run_scoped(product, _accumulator(*total.shape))
+
+
 def two_scores(left, right, other_left, other_right):
     """`scores` of both pairs, the second product in flight while the first is waited for."""
     def products(out, other):

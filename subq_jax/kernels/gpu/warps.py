@@ -2,11 +2,14 @@
 
 A tile is 12 warps of 16 rows, a row being a query head of a token; 16 heads make a warp's rows one token, 8 two, and 32
 heads a token of two warps. The tile's blocks, the union of what its tokens list, pass through shared memory once; a
-warp multiplies those that a token of its own lists and only frees the others:
+warp multiplies those that a token of its own lists and only frees the others. Of a block that enough warps of a
+warpgroup see all four multiply at once, which reads it from shared memory once for all:
 
     blocks of the tile    ...  | b | b' | b'' | ...      a warpgroup of its own copies them
-    warp 0  rows   0 .. 15       x         x
-    warp 1  rows  16 .. 31       x    x
+    warp 0  rows   0 .. 15       o         x
+    warp 1  rows  16 .. 31       o    x
+    warp 2  rows  32 .. 47       o    x    x
+    warp 3  rows  48 .. 63       o         x             o: one product of the warpgroup, x: a product of the warp
     ...                          ...
     warp 11 rows 176 .. 191           x    x
 
@@ -15,6 +18,7 @@ one of the tile. The programs of these kernels are written for a warpgroup, as P
 ways where a branch depends on `WarpTokens`: nothing on such a way may wait for the other warps.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,7 +34,19 @@ from subq_jax.kernels.gpu.tensor_core import ROWS
 
 WARP_ROWS, COMPUTING = 16, 12  # rows of a warp's products, warps that compute
 TOGETHER = 4  # warps of a warpgroup; one in the simulator, where a warpgroup's warps cannot part ways
+STEP_KEYS = 64  # positions of a step at most: what registers hold beside a warp's sums
 WARP_REGISTERS = 160, 24  # of a thread that computes, of one that copies
+
+
+class Products(NamedTuple):
+    """Products of a warpgroup's 64 rows, a warp by itself or all four at once."""
+
+    scores: Callable
+    add: Callable
+
+
+OF_WARP = Products(lambda *x: tensor_core.warp_scores(*x), lambda *x: tensor_core.add_warp_product(*x))
+OF_WARPGROUP = Products(lambda *x: tensor_core.scores(*x), lambda *x: tensor_core.add_product(*x))
 
 
 class WarpTile(NamedTuple):
@@ -38,7 +54,6 @@ class WarpTile(NamedTuple):
 
     group: int  # rows of a token, from 8 to 32
     block: int  # positions
-    most: int  # positions of a step
 
     @property
     def tokens(self) -> int:
@@ -67,12 +82,17 @@ class WarpTile(NamedTuple):
     @property
     def keys(self) -> int:
         """Positions of a step: of a block, or of a part of a large one."""
-        return min(self.block, self.most)
+        return min(self.block, STEP_KEYS)
 
     @property
     def parts(self) -> int:
         """Steps of a block."""
         return self.block // self.keys
+
+    def warps_of(self, token: int) -> int:
+        """The warps that have rows of a tile's token, a bit for each."""
+        first = token * self.group // WARP_ROWS
+        return ((1 << self.shares) - 1) << first
 
     def start(self, tile, tokens: int):
         """A tile's first token of so many; the last tile may repeat some of the one before."""
@@ -98,12 +118,18 @@ def group_rows(heads: int) -> int:
     return max(8, 1 << (heads - 1).bit_length())
 
 
+def name_block(block, warps):
+    """A block of a tile, and the warps that see it, a bit for each, as one number."""
+    return (block << COMPUTING) | warps
+
+
 class Step(NamedTuple):
     """One of a tile's steps."""
 
     slot: jax.Array  # of the ring
     part: jax.Array  # of its block
     key: jax.Array  # position of the first
+    products: Products  # of a warp or of its whole warpgroup
 
 
 class WarpTokens:
@@ -158,29 +184,43 @@ class TokensOfTile:
         return self._mine.spread([jnp.where(some, x, UNSEEN) for some, x in zip(here, gates, strict=True)])
 
 
-class BlockWalk:
-    """The walk over the blocks of tiles, through a ring that the copying warpgroup fills and all others free."""
+def enough(warps, warpgroup, least: int):
+    """Whether `least` warps of a warpgroup are among those that see a block."""
+    mine = lax.shift_right_logical(warps, warpgroup * TOGETHER) & ((1 << TOGETHER) - 1)
+    return sum((mine >> i) & 1 for i in range(TOGETHER)) >= least
 
-    def __init__(self, shape: WarpTile, entries, blocks, full, free, stages: int):
+
+class BlockWalk:
+    """The walk over the blocks of tiles, through a ring that the copying warpgroup fills and all others free.
+
+    Blocks that `least` warps of a warpgroup see it multiplies at once.
+    """
+
+    def __init__(self, shape: WarpTile, entries, blocks, full, free, stages: int, least: int):
         self._shape, self._entries, self._blocks, self._full, self._free = shape, entries, blocks, full, free
         self._slot = lambda step: lax.rem(step, jnp.int32(stages))
-        self._stages = stages
+        self._stages, self._least = stages, least
 
     def steps(self, x, tile):
         return self._entries[x, tile] * self._shape.parts
 
-    def _block(self, x, tile, step):
+    def _named(self, x, tile, step):
+        """A step's block, and the warps that see it."""
         entry = lax.div(step, jnp.int32(self._shape.parts))
-        return self._blocks[x, tile, jnp.minimum(entry, self._entries[x, tile] - 1)]
+        name = self._blocks[x, tile, jnp.minimum(entry, self._entries[x, tile] - 1)]
+        return lax.shift_right_logical(name, jnp.int32(COMPUTING)), name & ((1 << COMPUTING) - 1)
 
     def _part(self, step):
         return lax.rem(step, jnp.int32(self._shape.parts))
 
-    def each(self, x, tile, ring, tokens: TokensOfTile, look: Callable, state):
+    def each(self, x, tile, ring, warpgroup, tokens: TokensOfTile, look: Callable, state):
         """`state = look(step, here, places, gate, state)` for every step that one of the warp's tokens sees.
+
+        And for those of which the whole warpgroup makes its products at once.
 
         Args:
           ring: steps of this block of threads before the tile.
+          warpgroup: which one runs this.
           look: is told the step, which of the tokens see it, their places in their lists and the rows' gates.
           state: arrays.
 
@@ -188,25 +228,33 @@ class BlockWalk:
           the last state.
         """
         def step(s, carry):
-            block, lists, state = carry
-            slot, following, part = self._slot(ring + s), self._block(x, tile, s + 1), self._part(s)  # a step ahead
+            (block, warps), lists, state = carry
+            slot, following, part = self._slot(ring + s), self._named(x, tile, s + 1), self._part(s)  # a step ahead
             here = [listed == block for listed in lists[1]]  # lists are places, ids there, gates
             some = here[0] | here[-1]  # a warp has one token or two
             plgpu.barrier_wait(self._full.at[slot])
 
-            def take(places, ids, gates, state):
+            def take(products, places, ids, gates, state):
                 last = part == self._shape.parts - 1
                 after = [place + (seen & last).astype(jnp.int32) for place, seen in zip(places, here, strict=True)]
                 due = tokens.due(after)  # on its way while products are computed
                 key = block * self._shape.block + part * self._shape.keys
-                return after, *due, look(Step(slot, part, key), here, places, tokens.spread(here, gates), state)
+                step = Step(slot, part, key, products)
+                return after, *due, look(step, here, places, tokens.spread(here, gates), state)
 
-            *lists, state = lax.cond(some, take, lambda *x: x, *lists, state)
+            together, alone = (functools.partial(take, products) for products in (OF_WARPGROUP, OF_WARP))
+            skip = lambda *x: x
+            unless_together = skip if self._least == 1 else lambda *x: lax.cond(some, alone, skip, *x)
+            if self._shape.keys < STEP_KEYS:  # too few for a warpgroup's product with values
+                *lists, state = lax.cond(some, alone, skip, *lists, state)
+            else:
+                many = enough(warps, warpgroup, self._least)
+                *lists, state = lax.cond(many, together, unless_together, *lists, state)
             plgpu.barrier_arrive(self._free.at[slot])
             return following, tuple(lists), state
 
         places = [jnp.int32(0)] * self._shape.own
-        carry = self._block(x, tile, jnp.int32(0)), (places, *tokens.due(places)), state
+        carry = self._named(x, tile, jnp.int32(0)), (places, *tokens.due(places)), state
         return lax.fori_loop(jnp.int32(0), self.steps(x, tile), step, carry)[2]
 
     def copy_tiles(self, ctas: int, rows_of: Callable, rows, full, free, rings):
@@ -241,7 +289,7 @@ class BlockWalk:
         keys = self._shape.keys
 
         def fetch(s, block):
-            slot, following = self._slot(ring + s), self._block(x, tile, s + 1)
+            slot, following = self._slot(ring + s), self._named(x, tile, s + 1)[0]
             rows = pl.ds(block * self._shape.block + self._part(s) * keys, keys)
 
             @pl.when(ring + s >= self._stages)
@@ -253,7 +301,7 @@ class BlockWalk:
             return following
 
         steps = self.steps(x, tile)
-        lax.fori_loop(jnp.int32(0), steps, fetch, self._block(x, tile, jnp.int32(0)))
+        lax.fori_loop(jnp.int32(0), steps, fetch, self._named(x, tile, jnp.int32(0))[0])
         return ring + steps
 
 
