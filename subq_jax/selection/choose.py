@@ -11,7 +11,7 @@ from subq_jax.selection.summaries import score_scale
 from subq_jax.selection.visibility import QueryPlace, is_candidate
 
 MIN_GROUP = 8  # smaller groups leave as much to compare as there was
-LARGEST_SORT = 2048  # numbers that a GPU sorts in one program
+PAIRS_AT_ONCE = 1 << 23  # of numbers: a GPU compares them faster than it starts the programs that groups take
 
 
 def matmul_precision(dtype) -> jax.lax.Precision | None:
@@ -91,37 +91,51 @@ def best_of(ranks, count: int):
 def best_first(scores: Scores, place: QueryPlace, config: SelectionConfig):
     """`choose_blocks` for a few queries, in the order of their scores.
 
-    A decoding step consists of programs that take longer to start than to run: sorts by score and id, which keep the
-    order of ties, are then worth more than the comparisons that `best_of` saves. More numbers than `LARGEST_SORT` would
-    take several programs.
+    A decoding step consists of programs that take longer to start than to run, and of all of them a sort takes longest.
+    It takes less to compare every two numbers, which is why the members of the best groups are found by groups too.
 
     Returns:
       ids int32 [B, K, T, M], best first, then -1, and their scores, float32, whatever stands at -1.
     """
-    count = min(config.num_blocks, scores.shape[-1])
+    width, count = scores.shape[-1], min(config.num_blocks, scores.shape[-1])
     iota = lambda shape: jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-    best = lambda *arrays: [x[..., :count] for x in jax.lax.sort(arrays, num_keys=2, is_stable=False)]
-    ids, kept = iota(scores.shape), None
-    ranks = rank_among(is_candidate(iota((1, 1, scores.shape[-1])), place, config)[:, None], scores)
-    ranks = jnp.where(jnp.isnan(ranks), -jnp.inf, -ranks)  # best first, what is no number too
-    while (size := _group_size(ranks.shape[-1], count)) >= MIN_GROUP:
-        larger = 2 << (ranks.shape[-1] // LARGEST_SORT).bit_length()
-        if ranks.shape[-1] > max(size * LARGEST_SORT, 2 * count * larger):
-            size = larger
-        ranks = _split(ranks, size, jnp.inf)
-        group, least = iota(ranks.shape[:-1]), ranks.min(axis=-1)
-        if kept is None:  # groups ascend, and so their own numbers tell equals apart
-            kept = best(least, group)[1][..., None]
-            ids = kept * size + iota((*kept.shape[:-1], size))
-        else:  # `size` divides the one before, so that a group's ids follow each other and its first is the lowest
-            ids = _split(ids, size, scores.shape[-1])
-            kept = best(least, ids[..., 0], group)[2][..., None]
-            ids = jnp.take_along_axis(ids, kept, axis=-2)
-        ranks = jnp.take_along_axis(ranks, kept, axis=-2)
-        ranks, ids = (x.reshape(*x.shape[:-2], -1) for x in (ranks, ids))
-    ranks, ids = best(ranks, ids)
+    ranks = rank_among(is_candidate(iota((1, 1, width)), place, config)[:, None], scores)
+    ranks, ids = jnp.where(jnp.isnan(ranks), jnp.inf, ranks), iota(scores.shape)  # what is no number comes first too
+    if (size := _size_compared(scores.size // width, width, count)) > 1:
+        groups = _split(ranks, size, -jnp.inf)
+        kept = _in_turn(groups.max(axis=-1), iota(groups.shape[:-1]), count)[0][..., None]
+        ranks = jnp.take_along_axis(groups, kept, axis=-2).reshape(*ranks.shape[:-1], -1)
+        ids = (kept * size + iota((*kept.shape[:-1], size))).reshape(ranks.shape)
+        ranks, ids = jax.lax.optimization_barrier((ranks, ids))  # gathered once, not for every comparison
+    ids, ranks = _in_turn(ranks, ids, count)
     pad = [(0, 0)] * (scores.ndim - 1) + [(0, config.num_blocks - count)]
-    return jnp.pad(jnp.where(ranks < jnp.inf, ids, -1), pad, constant_values=-1), jnp.pad(-ranks, pad)
+    return jnp.pad(jnp.where(ranks > -jnp.inf, ids, -1), pad, constant_values=-1), jnp.pad(ranks, pad)
+
+
+def pairs_compared(rows: int, width: int, count: int) -> int:
+    """Comparisons of `best_first` for so many queries and KV heads, the best `count` of `width` blocks each."""
+    count = min(count, width)
+    size = _size_compared(rows, width, count)
+    return rows * ((-(-width // size)) ** 2 + (count * size) ** 2 if size > 1 else width**2)
+
+
+def _size_compared(rows: int, width: int, count: int) -> int:
+    """Members of a group of `best_first`, 1 where every two blocks are compared."""
+    return _group_size(width, count) if rows * width**2 > PAIRS_AT_ONCE else 1
+
+
+def _in_turn(ranks, ids, count: int):
+    """The `count` largest of ranks [..., n] in their order (ties: lower id): their ids and ranks [..., count].
+
+    The place of a number is how many come before it. Each sum runs over comparisons as they are made, n x n are never
+    stored; that is also why those by rank and by id are added, for booleans would be cheap enough to store.
+    """
+    one, other = (lambda x: x[..., None]), (lambda x: x[..., None, :])
+    better = (other(ranks) > one(ranks)).astype(jnp.int32)
+    earlier = ((other(ranks) == one(ranks)) & (other(ids) < one(ids))).astype(jnp.int32)
+    turn = (better + earlier).sum(axis=-1)
+    mine = other(turn) == jax.lax.broadcasted_iota(jnp.int32, (*turn.shape[:-1], count, 1), turn.ndim - 1)
+    return jnp.where(mine, other(ids), -1).max(axis=-1), jnp.where(mine, other(ranks), -jnp.inf).max(axis=-1)
 
 
 def _group_size(width: int, count: int) -> int:

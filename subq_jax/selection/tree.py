@@ -80,7 +80,7 @@ def update_tree(
     start = start.reshape(()) if start.size == 1 else start
     children, fanout, levels = router_k.swapaxes(1, 2), config.block_size, []
     for level, old in enumerate(tree.levels):
-        start, count = start // fanout, min(old.shape[2], num_key_blocks(count, fanout) + 1)
+        start, count = start // fanout, min(old.shape[2], num_key_blocks(count - 1, fanout) + 1)
         start = jnp.minimum(start, old.shape[2] - count)
         renew = functools.partial(_renew, count=count, fanout=fanout, pooling=config.pooling)
         renew = jax.vmap(renew) if start.ndim else renew  # one start for all needs neither gather nor scatter

@@ -13,7 +13,7 @@ from subq_jax.kernels.xla import gathered, grain
 from subq_jax.selection import choose
 from subq_jax.selection.choose import best_first, best_of, block_scores, choose_blocks, in_order
 from subq_jax.selection.summaries import block_summaries
-from subq_jax.selection.visibility import place_queries
+from subq_jax.selection.visibility import candidate_range, place_queries
 
 NAMES = ("q", "k", "v", "router_q", "router_k")
 
@@ -213,20 +213,52 @@ def test_the_best_are_found_by_groups_with_ties_to_the_lower_index(width, count,
         np.testing.assert_array_equal(best_of(values, count), jax.lax.top_k(values, count)[1])
 
 
+def best_one_by_one(scores, place, config):
+    """What `best_first` returns, by numpy: ids and scores, 0 at -1."""
+    scores, first, last = (np.asarray(x) for x in (scores, *candidate_range(place, config)))
+    ids = np.full((*scores.shape[:-1], config.num_blocks), -1)
+    found = np.zeros(ids.shape, np.float32)
+    for row in np.ndindex(scores.shape[:-1]):
+        candidates = np.arange(first[row[0], row[2], 0], last[row[0], row[2], 0] + 1)
+        ranks = np.nan_to_num(scores[row][candidates], nan=np.inf, posinf=np.inf)
+        best = np.lexsort((candidates, -ranks))[: config.num_blocks]
+        ids[row][: len(best)], found[row][: len(best)] = candidates[best], ranks[best]
+    return ids, found
+
+
+@pytest.mark.parametrize("at_once", [0, choose.PAIRS_AT_ONCE])
 @pytest.mark.parametrize(("blocks", "count", "sinks"), [
-    (9, 13, 0), (300, 5, 1), (1030, 1, 0), (5000, 3, 1), (70, 29, 0)])
+    (9, 13, 0), (300, 5, 1), (1030, 1, 0), (5000, 3, 1), (70, 29, 0), (1037, 29, 2)])
 @pytest.mark.parametrize("levels", [2, 60, 10_000])
-def test_a_few_queries_choose_what_many_do(monkeypatch, blocks, count, sinks, levels):
-    monkeypatch.setattr(choose, "LARGEST_SORT", 64)  # groups of groups, as of a hundred thousand blocks
+def test_a_few_queries_choose_what_many_do(monkeypatch, blocks, count, sinks, levels, at_once):
+    monkeypatch.setattr(choose, "PAIRS_AT_ONCE", at_once)  # by groups, or every two at once
     config = SelectionConfig(block_size=4, num_blocks=count, sink_blocks=sinks)
     scores = jax.random.randint(jax.random.key(blocks), (2, 3, 2, blocks), 0, levels).astype(jnp.float32)
-    scores = scores.at[0, 1, 1, 2 : blocks // 3].set(-jnp.inf)
+    scores = scores.at[0, 1, 1, 2 : blocks // 3].set(-jnp.inf).at[0, 2, :, 3 : blocks // 2 : 2].set(jnp.inf)
     place = place_queries(jnp.array([blocks * 4 - 3, blocks * 2]), 2, None, 4)
     ids, found = best_first(scores, place, config)
     np.testing.assert_array_equal(in_order(ids), choose_blocks(scores, place, config))
-    wanted = jnp.maximum(jnp.take_along_axis(scores, jnp.maximum(ids, 0), axis=-1), jnp.finfo(jnp.float32).min)
-    np.testing.assert_array_equal(jnp.where(ids < 0, 0, found), jnp.where(ids < 0, 0, wanted))
-    assert bool((jnp.diff(jnp.where(ids < 0, -jnp.inf, found)) <= 0)[ids[..., 1:] >= 0].all()), "best first"
+    wanted_ids, wanted = best_one_by_one(scores, place, config)
+    np.testing.assert_array_equal(ids, wanted_ids)
+    np.testing.assert_array_equal(jnp.where(ids < 0, 0, found), wanted)
+
+
+@pytest.mark.parametrize(("blocks", "count"), [(2048, 29), (16_384, 29), (200_003, 29), (131_072, 125)])
+@pytest.mark.parametrize("kind", ["numbers", "equals", "few", "none"])
+def test_a_query_chooses_of_as_many_blocks_as_long_contexts_have(blocks, count, kind):
+    config = SelectionConfig(block_size=4, num_blocks=count, sink_blocks=1)
+    rng = np.random.default_rng(blocks)
+    scores = rng.normal(size=(1, 1, 1, blocks)) if kind == "numbers" else rng.integers(0, 3, (1, 1, 1, blocks))
+    scores = jnp.asarray(scores, jnp.float32)
+    if kind == "numbers":  # what is no number comes first, as the largest
+        scores = scores.at[..., 1 : blocks : blocks // 5].set(jnp.nan).at[..., 2 : blocks : blocks // 7].set(-jnp.inf)
+        scores = scores.at[..., blocks // 2].set(jnp.inf)
+    seen = {"few": count // 2, "none": 1}.get(kind, blocks)
+    place = place_queries(jnp.array([seen * 4 - 1]), 1, None, 4)
+    ids, found = jax.jit(best_first, static_argnums=2)(scores, place, config)
+    wanted_ids, wanted = best_one_by_one(scores, place, config)
+    np.testing.assert_array_equal(ids, wanted_ids)
+    np.testing.assert_array_equal(jnp.where(ids < 0, 0, found), wanted)
 
 
 @pytest.mark.parametrize("hub", [0.0, 0.5, 1.0])

@@ -26,6 +26,7 @@ from subq_jax.kernels.gpu.persistent import FLOOR, HALF, LOG2E, by_row, constant
 from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
 from subq_jax.kernels.xla.dense import whole_attention
 from subq_jax.kernels.xla.layout import fold, fold_queries, repeat_heads, unfold_queries
+from subq_jax.kernels.xla.tile import NO_KEYS
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.visibility import QueryPlace, clear_absent_keys
 
@@ -77,8 +78,22 @@ def attend_cache(q, k, v, chosen, scores, place: QueryPlace, config: SelectionCo
         compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=True),
     )(rows, *(x.reshape(batch, length, -1) for x in (k, v)), *(fold(x).reshape(count, -1) for x in (chosen, scores)),
       where)
-    merged = (jax.nn.softmax(lse, axis=1)[..., None] * out).sum(axis=1)
-    return merged[:, :group].reshape(-1, queries, group, head_dim)
+    return _merge(out, lse)[:, :group].reshape(-1, queries, group, head_dim)
+
+
+def _merge(out, lse):
+    """What the splits [X, splits, G, H] of a token found, as one: [X, G, H].
+
+    They are merged two by two, so that one reduction, that is one program, weighs and adds. Weights are shares of the
+    two, which add up to 1 however much of a large log-sum-exp is rounded away.
+    """
+    def add(one, other):
+        (out, lse), (other_out, other_lse) = one, other
+        sums = lax.logistic(lse - other_lse) * out + lax.logistic(other_lse - lse) * other_out
+        return sums, jnp.logaddexp(lse, other_lse)
+
+    nothing = jnp.float32(0), jnp.float32(NO_KEYS)
+    return lax.reduce((out, jnp.broadcast_to(lse[..., None], out.shape)), nothing, add, dimensions=(1,))[0]
 
 
 def _kernel(q, k, v, chosen, scores, where, out, lse, *, q_buffer, k_ring, v_ring, out_buffer, lse_buffer, q_full, full,

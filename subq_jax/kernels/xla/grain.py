@@ -18,13 +18,13 @@ class Grain(NamedTuple):
     scores: int  # float32 router scores held at a time
     chunk: int  # partial results of one chunk of queries
     share: int  # tiles for a block in use, if blocks were chosen evenly
-    best_first: bool = False  # whether a few queries choose by fewer programs that compare more
+    pairs: int = 0  # of scores that a few queries may compare, to choose without a sort
 
 
 CPU_GRAIN = Grain(step=1 << 18, band=1 << 22, whole=1 << 21, keys=1 << 11, scores=1 << 23, chunk=1 << 24, share=1)
 ACCELERATOR_GRAIN = Grain(
     step=1 << 28, band=1 << 27, whole=1 << 26, keys=1 << 26, scores=1 << 26, chunk=1 << 28, share=4)
-GPU_GRAIN = ACCELERATOR_GRAIN._replace(best_first=True)
+GPU_GRAIN = ACCELERATOR_GRAIN._replace(pairs=1 << 27)
 
 
 def grain() -> Grain:

@@ -33,6 +33,7 @@ from subq_jax.selection.choose import (
     choose_blocks,
     in_order,
     matmul_precision,
+    pairs_compared,
     scores_of,
 )
 from subq_jax.selection.config import SelectionConfig
@@ -65,7 +66,7 @@ def choose(
 ):
     """The selection int32 [B, K, T, M] and its scores float32, a chunk of queries at a time; no gradient.
 
-    Ids ascend, then -1; on a GPU those that `few` queries choose without a tree stand in the order of their scores.
+    Ids ascend, then -1; on a GPU those that `few` queries choose without a tree may stand in the order of their scores.
     """
     router_q, tree = jax.lax.stop_gradient((router_q, tree))
     batch, queries, heads, width = router_q.shape
@@ -85,7 +86,7 @@ def choose(
             picked = scores_of(router_q, tree.levels[0], jnp.maximum(chosen, 0))
         elif config.fanouts:
             chosen, picked, _ = search_tree(router_q, tree, place, config)
-        elif few and grain().best_first:
+        elif few and pairs_compared(batch * heads * router_q.shape[1], num_blocks, config.num_blocks) <= grain().pairs:
             chosen, picked = best_first(block_scores(router_q, tree.levels[0]), place, config)
         else:
             scores = block_scores(router_q, tree.levels[0])
