@@ -1,9 +1,10 @@
 """Attention of every token to the blocks that it lists, on Hopper.
 
 One block of threads per multiprocessor walks over tiles of 192 rows (`warps.py`). Each warp multiplies its 16 rows with
-the blocks of its own tokens alone and passes over those that only its neighbours see, so that work does not depend on
-how much neighbours agree, only the copies into shared memory do. Warps go their own way between copies; within one, the
-products of scores, the softmax and the products with values follow each other, and other warps fill the gaps.
+the blocks of its own tokens alone and passes over those that only its neighbours see, so that work hardly depends on
+how much neighbours agree; where three of a warpgroup's four warps see a block all multiply it at once, which reads it
+from shared memory once. Warps go their own way between copies and such blocks; within one, the products of scores, the
+softmax and the products with values follow each other, and other warps fill the gaps.
 
 The running softmax is FlashAttention-2's (arXiv 2307.08691), warps that copy for others FlashAttention-3's
 (arXiv 2407.08608).

@@ -15,7 +15,8 @@ warpgroup see all four multiply at once, which reads it from shared memory once 
 
 Both lists descend, so that a warp keeps a place in each of its tokens' lists and compares the block there with the next
 one of the tile. The programs of these kernels are written for a warpgroup, as Pallas' are, but the warps of one part
-ways where a branch depends on `WarpTokens`: nothing on such a way may wait for the other warps.
+ways where a branch depends on `WarpTokens`: nothing on such a way may wait for the other warps. Whether a warpgroup
+multiplies at once depends on the tile's list alone, which says of every block which warps see it.
 """
 
 import functools
