@@ -240,17 +240,17 @@ class BlockWalk:
                 after = [place + (seen & last).astype(jnp.int32) for place, seen in zip(places, here, strict=True)]
                 due = tokens.due(after)  # on its way while products are computed
                 key = block * self._shape.block + part * self._shape.keys
-                step = Step(slot, part, key, products)
-                return after, *due, look(step, here, places, tokens.spread(here, gates), state)
+                seen = Step(slot, part, key, products)
+                return after, *due, look(seen, here, places, tokens.spread(here, gates), state)
 
             together, alone = (functools.partial(take, products) for products in (OF_WARPGROUP, OF_WARP))
             skip = lambda *x: x
-            unless_together = skip if self._least == 1 else lambda *x: lax.cond(some, alone, skip, *x)
+            apart = lambda *x: lax.cond(some, alone, skip, *x)
             if self._shape.keys < STEP_KEYS:  # too few for a warpgroup's product with values
-                *lists, state = lax.cond(some, alone, skip, *lists, state)
+                *lists, state = apart(*lists, state)
             else:
-                many = enough(warps, warpgroup, self._least)
-                *lists, state = lax.cond(many, together, unless_together, *lists, state)
+                many, few = enough(warps, warpgroup, self._least), skip if self._least == 1 else apart
+                *lists, state = lax.cond(many, together, few, *lists, state)
             plgpu.barrier_arrive(self._free.at[slot])
             return following, tuple(lists), state
 
