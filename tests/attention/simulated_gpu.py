@@ -23,8 +23,7 @@ from streams import STREAMS, assert_chosen, stream
 from subq_jax import SelectionConfig, selective_attention
 from subq_jax.attention import dense_attention
 from subq_jax.attention.checks import locate
-from subq_jax.kernels.gpu import append, lanes, selective, tensor_core, warps
-from subq_jax.kernels.gpu.choose import best_blocks
+from subq_jax.kernels.gpu import append, choose, lanes, selective, tensor_core, warps
 from subq_jax.kernels.gpu.decode import dense_attention_of_one
 
 
@@ -240,11 +239,13 @@ def parts():
 
 def long_streams():
     """So many blocks that they are read twice, and lists that fill up again and again: the ids are the contract's."""
-    for name in STREAMS:
-        router_q, summaries, low, high, count = stream(name, blocks=1152)
-        with simulated_gpu():
-            chosen = jax.block_until_ready(best_blocks(router_q, summaries, low, high, count, ctas=1))
-        assert_chosen(chosen, router_q, summaries, low, high, count)
+    for far in (choose.FAR, 4):  # the latter: the first reading skips every other tile
+        with mock.patch.object(choose, "FAR", far):
+            for name in STREAMS:
+                router_q, summaries, low, high, count = stream(name, blocks=1152)
+                with simulated_gpu():
+                    chosen = jax.block_until_ready(choose.best_blocks(router_q, summaries, low, high, count, ctas=1))
+                assert_chosen(chosen, router_q, summaries, low, high, count)
     print("equal")
 
 

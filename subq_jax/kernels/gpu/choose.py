@@ -11,8 +11,10 @@ best when it might not hold another tile's, and their worst is the bound from th
 
 Long streams are read twice: first only the maximum of every 128th block is kept (of every 256th where more than 64 are
 chosen), and the M-th best of those maxima is a score that the M best blocks all reach. If the order is random 1.1 M (of
-29) to 1.4 M (of 125) of 16,384 blocks reach it, so that a list is hardly ever full. What M of some numbers reach is
-found by bisection of their bits, in 32 rounds at most. Scores are scaled where they are compared with a bound.
+29) to 1.4 M (of 125) of 16,384 blocks reach it, so that a list is hardly ever full. Of very long streams the first
+reading skips every other tile: the bound is a lower one, which twice as many blocks reach, for three quarters of the
+products. What M of some numbers reach is found by bisection of their bits, in 32 rounds at most. Scores are scaled
+where they are compared with a bound.
 
 The lists of all multiprocessors take 35 MB of global memory, less than the second-level cache holds. Tiles behind the
 last candidate of 128 queries are not visited. Ids are compared with what is a candidate in those at the ends of a
@@ -52,6 +54,7 @@ QUERIES = HALF * WORKERS  # of a block of threads
 RING_BYTES = 128 << 10  # of shared memory for summaries
 FEW = 64  # up to so many chosen: tiles of 128 blocks and 128 maxima; above: 64 and 256
 LEAST = 3  # blocks of a group that are worth reading twice
+FAR = 256  # tiles from which on the first reading skips every other one, where few are chosen
 LISTED, PART = 256, 64  # blocks in a query's list; of those that are looked at together
 LARGEST = int(jnp.iinfo(jnp.int32).max)  # all bits but the sign
 LOWEST = float(jnp.finfo(jnp.float32).min)  # that a candidate can score before scaling: above -inf, the first bound
@@ -160,7 +163,7 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
                 inside = (column >= by_row(first - i * tile, column)) & (column <= by_row(last - i * tile, column))
                 return jnp.where(inside, tensor_core.fmax(scores, constant(LOWEST, scores.shape, ACC)), -jnp.inf)
 
-            rounds = _rounds(a, b, round_tiles)
+            rounds, _ = _first_reading(a, b, count)
             seen = rounds * round_tiles
             bounds = lax.cond(rounds > 0, bound_best, lambda _: _each_row(-jnp.inf), rounds)
             unbounded = tensor_core.largest_of_warp(jnp.where(bounds > LOWEST, 0, 1)) > 0
@@ -177,7 +180,8 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
 
         def query_tile(x, query_tile, number, step):
             begin, a, b, end = (spans[x, query_tile, j] for j in range(4))
-            seen = _rounds(a, b, round_tiles) * round_tiles
+            rounds, stride = _first_reading(a, b, count)
+            seen = rounds * round_tiles
             for worker in range(WORKERS):
                 @pl.when(number > 0)
                 def _(worker=worker):
@@ -187,7 +191,7 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
                 plgpu.copy_gmem_to_smem(source, q_buffer.at[worker], q_full.at[worker])
 
             def fetch(i, carry):
-                now, i = step + i, jnp.where(i < seen, a + i, begin + i - seen)
+                now, i = step + i, jnp.where(i < seen, a + i * stride, begin + i - seen)
                 slot = slot_of(now)
 
                 @pl.when(now >= stages)
@@ -207,10 +211,14 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
             plgpu.barrier_wait(q_free.at[worker])
 
 
-def _rounds(a, b, round_tiles: int):
-    """How many blocks of each group the first reading sees, of tiles [a, b); 0 where it is not worth it."""
-    rounds = lax.div(b - a, jnp.int32(round_tiles))
-    return jnp.where(rounds < LEAST, 0, rounds)
+def _first_reading(a, b, count: int):
+    """How many blocks of each group the first reading sees, of tiles [a, b), and from one tile to the next it reads.
+
+    0 where it is not worth it.
+    """
+    stride = jnp.where((b - a >= FAR) & (count <= FEW), jnp.int32(2), jnp.int32(1))
+    rounds = lax.div(b - a, stride * jnp.int32(_groups(count) // tile_of(count)))
+    return jnp.where(rounds < LEAST, 0, rounds), stride
 
 
 def _below_best(maxima, count: int, scale: float):
