@@ -70,7 +70,7 @@ from subq_jax.attention.mechanisms import MECHANISMS, ROUTED, SELECTING
 from subq_jax.attention.oracle_topk import oracle_selection
 from subq_jax.attention.random_blocks import random_selection
 from subq_jax.evaluation.routing import usage
-from subq_jax.kernels.gpu.limits import CAPABILITY
+from subq_jax.kernels.gpu.limits import CAPABILITY, on_hopper
 from subq_jax.kernels.gpu.selective import choose_flat
 from subq_jax.kernels.tpu.choose import ChoiceSizes, best_blocks
 from subq_jax.kernels.tpu.roofline import CHIPS, dense_work, kernel_work
@@ -315,7 +315,7 @@ def check_flags() -> None:
         make_inputs(max(map(int, _LENGTHS.value)))
     if _INPUTS.value == "uniform" and not _PARTS.value:
         raise app.UsageError("--inputs=uniform is what attention is given with --parts, got --noparts")
-    if _PARTS.value and (jax.default_backend() != "gpu" or jax.devices()[0].compute_capability != CAPABILITY):
+    if _PARTS.value and not on_hopper():
         raise app.UsageError(f"--parts needs a GPU of compute capability {CAPABILITY}, got {jax.devices()[0]}")
     for name in _MECHANISMS.value:
         if name != FLASH:

@@ -9,7 +9,7 @@ from subq_jax.attention import checks
 from subq_jax.attention.reference import reference_selective_attention
 from subq_jax.attention.sharded import attend_sharded
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterKeys, RouterQueries, SegmentIds, Selection, Values
-from subq_jax.kernels.gpu.limits import CAPABILITY
+from subq_jax.kernels.gpu.limits import on_hopper
 from subq_jax.kernels.gpu.selective import gpu_selective_attention
 from subq_jax.kernels.tpu.selective import tpu_selective_attention
 from subq_jax.kernels.xla.selective import few_queries, xla_selective_attention
@@ -35,7 +35,7 @@ def default_implementation() -> str:
     match jax.default_backend():
         case "tpu":
             return "tpu"
-        case "gpu" if jax.devices()[0].compute_capability == CAPABILITY:
+        case "gpu" if on_hopper():
             return "gpu"
     return "xla"
 

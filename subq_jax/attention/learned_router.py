@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from subq_jax.attention import checks
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, SegmentIds, Selection, Values
 from subq_jax.kernels.xla.dense import chunk_rows
-from subq_jax.kernels.xla.layout import fold_keys, fold_queries, map_query_chunks, unfold_queries
+from subq_jax.kernels.xla.layout import fold_keys, fold_queries, map_query_chunks, repeat_heads, unfold_queries
 from subq_jax.kernels.xla.mass import block_mass, divergence
 from subq_jax.kernels.xla.tokens import listed_attention
 from subq_jax.selection.choose import choose_blocks, matmul_precision
 from subq_jax.selection.config import SelectionConfig
-from subq_jax.selection.visibility import QueryPlace, clear_absent_keys, clear_padding_rows
+from subq_jax.selection.visibility import QueryPlace, clear_absent_keys, clear_padding_rows, local_ids, sink_ids
 
 
 class Index(NamedTuple):
@@ -63,11 +63,11 @@ def learned_router_attention(
     Source: the lightning indexer of DeepSeek-V3.2-Exp.
     """
     q, k, v, index, place = _place(q, k, v, index, config, q_offset, kv_length, segment_ids)
-    batch, queries, kv_heads = q.shape[0], q.shape[1], k.shape[2]
+    batch, kv_heads = q.shape[0], k.shape[2]
     chosen = choose_tokens(index, place, config)
-    ids = jnp.concatenate([_forced_ids(place, config, kv_heads), chosen], axis=-1)
-    folded = ids.swapaxes(1, 2).reshape(batch * kv_heads, queries, -1)
-    out = listed_attention(fold_queries(q, kv_heads), fold_keys(k), fold_keys(v), folded)
+    always = jnp.concatenate([sink_ids(place, config), local_ids(place, config)], axis=-1)
+    ids = jnp.concatenate([repeat_heads(always, kv_heads), fold_keys(chosen)], axis=-1)
+    out = listed_attention(fold_queries(q, kv_heads), fold_keys(k), fold_keys(v), ids)
     out = unfold_queries(out, batch)
     return (out, chosen) if return_selection else out
 
@@ -111,17 +111,6 @@ def index_scores(index: Index) -> jax.Array:
 
 def _rows(q, index: Index) -> int:
     return chunk_rows(q.shape[0] * max(q.shape[2], index.query.shape[2] * index.query.shape[3]) * index.key.shape[1])
-
-
-def _forced_ids(place: QueryPlace, config: SelectionConfig, kv_heads: int):
-    """Sink and local tokens, each once: int32 [B, T, K, sinks + local], -1 for none."""
-    first, position = place.first_position[..., None], place.position[..., None]
-    local = position - jnp.arange(config.local_blocks, dtype=jnp.int32)[None, None]
-    local = jnp.where(local >= first, local, -1)
-    sinks = first + jnp.arange(config.sink_blocks, dtype=jnp.int32)[None, None]
-    sinks = jnp.where(sinks <= position - config.local_blocks, sinks, -1)
-    forced = jnp.where(place.exists[..., None], jnp.concatenate([sinks, local], axis=-1), -1)
-    return jnp.broadcast_to(forced[:, :, None], (*forced.shape[:2], kv_heads, forced.shape[2]))
 
 
 def _place(q, k, v, index, config, q_offset, kv_length, segment_ids):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from subq_jax.axes import Outputs, Selection
-from subq_jax.selection.choose import admit_selection, block_scores, choose_blocks, rank_among
+from subq_jax.selection.choose import admit_selection, block_scores, choose_blocks, masked_scores
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.tree import is_full, is_partial
@@ -67,7 +67,7 @@ def blocks_reached(router_q, tree, place, config: SelectionConfig):
     for level in range(len(config.fanouts), 0, -1):
         node = jnp.arange(active.shape[-1])[None, None]
         full = active & is_full(node, level, place, config)[:, None]
-        scores = rank_among(full, block_scores(router_q, tree.levels[level]))
+        scores = masked_scores(full, block_scores(router_q, tree.levels[level]))
         order = jnp.argsort(scores, axis=-1, descending=True, stable=True)
         kept = full & (jnp.argsort(order, axis=-1) < config.beam_width)
         expanded = kept | (active & is_partial(node, level, place, config)[:, None])

@@ -23,6 +23,7 @@ from subq_jax.data.config import DataConfig, check_stages
 from subq_jax.data.packing import Packing, pack
 from subq_jax.data.tokenizers import SMALLEST_BPE, BpeTokenizer, ByteTokenizer, Tokenizer, train_bpe
 from subq_jax.files import exclusive, sync
+from subq_jax.tasks.haystack import encode_all
 
 VERSION = 1
 PREFETCHED_BATCHES = 4
@@ -166,18 +167,15 @@ def _texts(corpus: Path, split: str) -> Iterator[str]:
 
 
 def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """The tokens of each text; on all cores where the tokenizer has `encode_batch`."""
-    if not hasattr(tokenizer, "encode_batch"):
-        yield from map(tokenizer.encode, texts)
-        return
+    """The tokens of each text."""
     batch, characters = [], 0
     for text in texts:
         batch.append(text)
         characters += len(text)
         if characters >= TOGETHER:
-            yield from tokenizer.encode_batch(batch)
+            yield from encode_all(tokenizer, batch)
             batch, characters = [], 0
-    yield from tokenizer.encode_batch(batch)
+    yield from encode_all(tokenizer, batch)
 
 
 def _write_tokens(texts: Iterator[str], tokenizer: Tokenizer, folder: Path) -> None:

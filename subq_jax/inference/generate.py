@@ -57,8 +57,8 @@ def split_for_decoding(model: Decoder, batch: int, length: int) -> tuple[nnx.Gra
 
     The model itself is left as it was; its weights are shared, not copied.
     """
-    model = nnx.clone(model)
-    model.init_cache(batch, length)
+    model, size = nnx.clone(model), model.config.block_size
+    model.init_cache(batch, -(-length // size) * size)  # kernels decode from whole blocks
     return nnx.split(model, nnx.Cache, ...)
 
 

@@ -42,7 +42,7 @@ def _scaled_products(pattern: str, router_q, summaries) -> Scores:
     return scores * score_scale(router_q.shape[-1])
 
 
-def rank_among(allowed, scores: Scores) -> Scores:
+def masked_scores(allowed, scores: Scores) -> Scores:
     """Scores to sort by: -inf for what is not `allowed`, and above it every score that is, even one that overflowed."""
     return jnp.where(allowed, jnp.maximum(scores, jnp.finfo(jnp.float32).min), -jnp.inf)
 
@@ -66,7 +66,7 @@ def choose_blocks(scores: Scores, place: QueryPlace, config: SelectionConfig, re
     if config.num_blocks >= num_blocks:  # the dense warm-up: every candidate is chosen
         every = jnp.where(candidate, block[None], num_blocks)
         return ascending(jnp.broadcast_to(every, scores.shape), num_blocks, config.num_blocks)
-    best = best_of(rank_among(candidate, scores), config.num_blocks)
+    best = best_of(masked_scores(candidate, scores), config.num_blocks)
     chosen = jnp.take_along_axis(jnp.broadcast_to(candidate, scores.shape), best, axis=-1)
     return ascending(jnp.where(chosen, best, num_blocks), num_blocks, config.num_blocks)
 
@@ -99,7 +99,7 @@ def best_first(scores: Scores, place: QueryPlace, config: SelectionConfig):
     """
     width, count = scores.shape[-1], min(config.num_blocks, scores.shape[-1])
     iota = lambda shape: jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-    ranks = rank_among(is_candidate(iota((1, 1, width)), place, config)[:, None], scores)
+    ranks = masked_scores(is_candidate(iota((1, 1, width)), place, config)[:, None], scores)
     ranks, ids = jnp.where(jnp.isnan(ranks), jnp.inf, ranks), iota(scores.shape)  # what is no number comes first too
     if (size := _size_compared(scores.size // width, width, count)) > 1:
         groups = _split(ranks, size, -jnp.inf)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from subq_jax.axes import ChosenBlocks, RouterQueries, Summaries
-from subq_jax.selection.choose import ascending, block_scores, choose_blocks, rank_among, scores_of
+from subq_jax.selection.choose import ascending, block_scores, choose_blocks, masked_scores, scores_of
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.visibility import QueryPlace
 
@@ -61,6 +61,6 @@ def search_sketch(router_q: RouterQueries, summaries: Summaries, sketch: Sketch,
                          jnp.einsum("bknr,krd->bknd", summaries, sketch.summary.astype(summaries.dtype)))
     listed = choose_blocks(rough, place, dataclasses.replace(config, num_blocks=kept, fanouts=()))
     width, none = min(config.num_blocks, kept), summaries.shape[2]
-    ranks, best = jax.lax.top_k(rank_among(listed >= 0, scores_of(router_q, summaries, listed)), width)
+    ranks, best = jax.lax.top_k(masked_scores(listed >= 0, scores_of(router_q, summaries, listed)), width)
     ids = jnp.where(ranks > -jnp.inf, jnp.take_along_axis(listed, best, axis=-1), none)
     return ascending(ids, none, config.num_blocks)

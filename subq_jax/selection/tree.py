@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from subq_jax.axes import ChosenBlocks, PerSequence, RouterKeys, RouterQueries, Scores, Summaries
-from subq_jax.selection.choose import block_scores, rank_among, scores_of
+from subq_jax.selection.choose import block_scores, masked_scores, scores_of
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.summaries import block_summaries, num_key_blocks, pool
 from subq_jax.selection.visibility import QueryPlace, candidate_range
@@ -153,7 +153,7 @@ def search_tree(
 
     candidate = _per_head(is_full, node, 0, place, config)
     width = min(config.num_blocks, node.shape[-1])
-    best_scores, best = jax.lax.top_k(rank_among(candidate, scores), width)
+    best_scores, best = jax.lax.top_k(masked_scores(candidate, scores), width)
     real = jnp.take_along_axis(candidate, best, axis=-1)
     ids = jnp.where(real, jnp.take_along_axis(node, best, axis=-1), top)
     ids, found = jax.lax.sort((ids, jnp.where(real, best_scores, 0.0)), num_keys=1)
@@ -170,7 +170,7 @@ def search_tree(
 def _keep_best(node, scores, level, place, config):
     """The ids of the best full nodes, -1 where there are fewer, and the best score among the full nodes left out."""
     full = _per_head(is_full, node, level, place, config)
-    scores = rank_among(full, scores)
+    scores = masked_scores(full, scores)
     width = min(config.beam_width, node.shape[-1])
     more = min(width + 1, node.shape[-1])
     best_scores, best = jax.lax.top_k(scores, more)

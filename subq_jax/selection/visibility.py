@@ -56,6 +56,19 @@ def is_local(block, place: QueryPlace, config: SelectionConfig):
     return (block >= place.first_block[..., None]) & (block <= own) & (block > own - config.local_blocks)
 
 
+def sink_ids(place: QueryPlace, config: SelectionConfig):
+    """Sink blocks that are not local too: int32 [B, T, sink_blocks], -1 for none."""
+    sinks = place.first_block[..., None] + jnp.arange(config.sink_blocks, dtype=jnp.int32)[None, None]
+    apart = (sinks <= place.block[..., None] - config.local_blocks) & place.exists[..., None]
+    return jnp.where(apart, sinks, -1)
+
+
+def local_ids(place: QueryPlace, config: SelectionConfig):
+    """Local blocks of every query, its own first: int32 [B, T, local_blocks], -1 for none."""
+    local = place.block[..., None] - jnp.arange(config.local_blocks, dtype=jnp.int32)[None, None]
+    return jnp.where((local >= place.first_block[..., None]) & place.exists[..., None], local, -1)
+
+
 def candidate_range(place: QueryPlace, config: SelectionConfig):
     """First and last candidate block of every query, [B, T, 1] each; the last lies before the first where none is."""
     first = place.first_block[..., None] + config.sink_blocks

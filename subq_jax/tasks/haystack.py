@@ -31,6 +31,12 @@ class TextTokenizer(Protocol):
         """The text of tokens; special ones have none."""
 
 
+def encode_all(tokenizer: TextTokenizer, texts: list[str]) -> list[np.ndarray]:
+    """The tokens of each text, int [T]; on all cores where the tokenizer has `encode_batch`."""
+    encode = getattr(tokenizer, "encode_batch", None)
+    return encode(texts) if encode else [tokenizer.encode(text) for text in texts]
+
+
 @dataclasses.dataclass(frozen=True)
 class Question:
     """One question about a haystack.
@@ -190,10 +196,9 @@ class Encoder:
         self._known: dict[str, bytes] = {}  # of int32: small, and quickly joined
 
     def learn(self, texts: Iterable[str]) -> None:
-        """Encodes texts that will be asked for together, on all cores where the tokenizer has `encode_batch`."""
-        if hasattr(self._tokenizer, "encode_batch"):
-            new = list({text: None for text in texts if text not in self._known})
-            self._known.update(zip(new, map(_as_bytes, self._tokenizer.encode_batch(new)), strict=True))
+        """Encodes texts that will be asked for together."""
+        new = list({text: None for text in texts if text not in self._known})
+        self._known.update(zip(new, map(_as_bytes, encode_all(self._tokenizer, new)), strict=True))
 
     def joined(self, texts: Iterable[str]) -> tuple[np.ndarray, list[int]]:
         """The tokens of the texts in turn, int32 [S], and how many the texts have, each encoded on its own."""

@@ -6,6 +6,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from subq_jax import SelectionConfig, selective_attention
+from subq_jax.selection.choose import block_scores
+from subq_jax.selection.summaries import block_summaries
+
+NAMES = ("q", "k", "v", "router_q", "router_k")
 
 
 def arrays(seed, batch, queries, length, kv_heads, group, head_dim=8, router_dim=4, dtype=jnp.float32):
@@ -76,6 +80,38 @@ def error(actual, expected) -> float:
     """Norm of the difference over that of what is expected; 0 where both are 0."""
     difference = jnp.linalg.norm((actual.astype(jnp.float32) - expected).ravel())
     return float(difference / jnp.maximum(jnp.linalg.norm(expected.ravel()), 1e-20))
+
+
+def close(actual, expected, name, tolerance=2e-5):
+    """Asserts that no number is off by more than `tolerance` times the largest that is expected, or 1."""
+    scale = max(1.0, float(jnp.abs(expected).max()))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale, err_msg=name)
+
+
+def assert_equally_good(selection, expected, values, config):
+    """Every chosen block scores, by the reference, at least as high as the worst block that the reference chose."""
+    scores = block_scores(values[3], block_summaries(values[4], config.block_size, config.pooling)).swapaxes(1, 2)
+    of = lambda ids: jnp.take_along_axis(scores, jnp.maximum(ids, 0), axis=-1)
+    np.testing.assert_array_equal((selection >= 0).sum(-1), (expected >= 0).sum(-1))
+    worst = jnp.where(expected >= 0, of(expected), jnp.inf).min(-1, keepdims=True)
+    margin = 1e-5 * jnp.maximum(1, jnp.abs(worst))
+    assert bool(((selection < 0) | (of(selection) >= worst - jnp.where(jnp.isfinite(worst), margin, 0))).all())
+    ids = np.asarray(selection)
+    real = ids >= 0
+    assert (real[..., :-1] >= real[..., 1:]).all(), "valid ids come first"
+    assert (np.diff(ids, axis=-1)[real[..., 1:]] > 0).all(), "ids ascend"
+
+
+def assert_equals_reference(found, values, config, gate, **where):
+    """Asserts in two steps that `found` of `value_and_grads` is the contract's: the choice, then all that follows."""
+    out, selection, grads = found
+    chosen = jax.jit(lambda *x: selective_attention(
+        *x, config, gate=gate, implementation="reference", return_selection=True, **where)[1])
+    assert_equally_good(selection, chosen(*values), values, config)
+    expected, _, expected_grads = value_and_grads(values, config, "reference", gate, selection=selection, **where)
+    close(out, expected, "out")
+    for name, grad, wanted in zip(NAMES, grads, expected_grads, strict=True):
+        close(grad, wanted, f"gradient of {name}", 1e-4)
 
 
 def attention_by_definition(values, config, gate, q_offset=None, kv_length=None, segment_ids=None):

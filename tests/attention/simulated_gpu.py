@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from problems import arrays, error, value_and_grads
+from problems import arrays, assert_equals_reference, close, error, value_and_grads
 from streams import STREAMS, assert_chosen, stream
 
 from subq_jax import SelectionConfig, selective_attention
@@ -99,9 +99,9 @@ def warp_of_thread():
     return jnp.int32(0)
 
 
-def enough(warps, warpgroup, least):
+def enough(warps, warpgroup, min_warps):
     """Every other warpgroup of one warp makes all products at once, those of blocks that it does not see as well."""
-    return (lax.rem(warpgroup, jnp.int32(2)) == 1) | (least == 1)
+    return (lax.rem(warpgroup, jnp.int32(2)) == 1) | (min_warps == 1)
 
 
 def sums_of_warp(numbers, count):
@@ -118,7 +118,7 @@ def simulated_gpu():
     appends = mock.patch.object(append, "append_better", append_better)
     sizes = mock.patch.multiple(selective, MULTIPROCESSORS=2, unsupported=lambda *_: None)
     # one warp for a thread, for a thread's branches cannot part here
-    apart = mock.patch.multiple(warps, TOGETHER=1, enough=enough)
+    apart = mock.patch.multiple(warps, WARPS_AT_ONCE=1, enough=enough)
     simulator = plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(uninitialized_memory="nan"))
     with plain, loads, appends, sizes, apart, simulator:
         yield
@@ -189,8 +189,6 @@ def without(caches, length):
 
 def dense_decoding():
     """One query of each of two caches, dense: all of what stands before it, and nothing behind."""
-    from test_selective import close
-
     values = arrays(19, 2, 1, 320, 2, 3, head_dim=64)[:3]
     poisoned = values[0], *without(values[1:], 256)
     where = {"q_offset": jnp.array([250, 63]), "kv_length": jnp.array([251, 80])}
@@ -223,8 +221,6 @@ def closed_gates():
 
 def parts():
     """The parts that are timed one by one add up to the whole: attention's output is the reference's."""
-    from test_selective import close
-
     from experiments import gpu_parts
 
     config = SelectionConfig(block_size=32, num_blocks=2, local_blocks=2, sink_blocks=1)
@@ -251,17 +247,10 @@ def long_streams():
 
 def main(name: str):
     """Compares outputs, selection and gradients of a problem with the reference."""
-    from test_selective import assert_equally_good, close
-
     values, config, gate, where = globals()[name]()
     with simulated_gpu():
-        out, selection, grads = jax.block_until_ready(value_and_grads(values, config, "gpu", gate, **where))
-    _, expected_selection, _ = value_and_grads(values, config, "reference", gate, **where)
-    assert_equally_good(selection, expected_selection, values, config)
-    expected, _, expected_grads = value_and_grads(values, config, "reference", gate, selection=selection, **where)
-    close(out, expected, "out")
-    for argument, grad, wanted in zip(("q", "k", "v", "router_q", "router_k"), grads, expected_grads, strict=True):
-        close(grad, wanted, f"gradient of {argument}", 1e-4)
+        found = jax.block_until_ready(value_and_grads(values, config, "gpu", gate, **where))
+    assert_equals_reference(found, values, config, gate, **where)
     print("equal")
 
 

@@ -159,11 +159,11 @@ def test_other_sizes_run_as_xla_and_say_why():
     np.testing.assert_array_equal(out, run("xla"))
 
 
-@pytest.mark.parametrize(("heads", "tokens", "own", "shares"), [
+@pytest.mark.parametrize(("heads", "tokens", "tokens_per_warp", "warps_per_token"), [
     (1, 24, 2, 1), (7, 24, 2, 1), (8, 24, 2, 1), (9, 12, 1, 1), (16, 12, 1, 1), (32, 6, 1, 2)])
-def test_tiles_hold_whole_tokens(heads, tokens, own, shares):
+def test_tiles_hold_whole_tokens(heads, tokens, tokens_per_warp, warps_per_token):
     tile = WarpTile(group_rows(heads), 64)
-    assert (tile.tokens, tile.own, tile.shares) == (tokens, own, shares)
+    assert (tile.tokens, tile.tokens_per_warp, tile.warps_per_token) == (tokens, tokens_per_warp, warps_per_token)
 
 
 def test_the_last_tile_repeats_tokens_in_place_of_reaching_beyond_the_end():

@@ -6,16 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import arrays, error, value_and_grads, with_grads
+from problems import NAMES, arrays, assert_equally_good, error, value_and_grads, with_grads
 from streams import STREAMS, assert_chosen, stream
-from test_selective import assert_equally_good
 
 from subq_jax import SelectionConfig, selective_attention
 from subq_jax.attention import dense_attention
 from subq_jax.kernels.gpu.choose import best_blocks
 from subq_jax.kernels.gpu.limits import decodes_densely
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings('error:implementation="gpu" falls back')]
 
 CASES = {
     "production": ((1, 2048, 2048, 1, 16), {"head_dim": 128}, {"block_size": 64, "num_blocks": 13}, jnp.bfloat16, {}),
@@ -46,7 +45,7 @@ def test_the_kernels_equal_the_reference(case, gate):
     exact = tuple(x.astype(jnp.float32) for x in values)
     expected, _, expected_grads = value_and_grads(exact, config, "reference", gate, selection=chosen, **where)
     assert error(out, expected) < 1e-2
-    for name, grad, wanted in zip(("q", "k", "v", "router_q", "router_k"), grads, expected_grads, strict=True):
+    for name, grad, wanted in zip(NAMES, grads, expected_grads, strict=True):
         assert error(grad, wanted) < 2e-2, name
 
 

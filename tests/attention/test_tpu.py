@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from interpreted import interpreted_kernels
-from problems import arrays, problems, value_and_grads
-from test_selective import assert_equally_good, close
+from problems import NAMES, arrays, assert_equals_reference, close, problems, value_and_grads
 
 from subq_jax import SelectionConfig, selective_attention
 from subq_jax.attention import api
@@ -28,8 +27,6 @@ from subq_jax.selection.choose import block_scores, choose_blocks
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.tree import SummaryTree
 from subq_jax.selection.visibility import place_queries
-
-NAMES = ("q", "k", "v", "router_q", "router_k")
 
 
 @pytest.mark.parametrize("copies", ["on_wait", pytest.param("eager", marks=pytest.mark.slow)])
@@ -79,13 +76,8 @@ def test_the_kernels_equal_the_reference_on_drawn_problems(problem):
 def assert_the_kernels_equal_the_reference(problem, copies="on_wait"):
     values, config, gate, where = problem
     with interpreted_kernels(copies):
-        out, selection, grads = jax.block_until_ready(value_and_grads(values, config, "tpu", gate, **where))
-    _, expected_selection, _ = value_and_grads(values, config, "reference", gate, **where)
-    assert_equally_good(selection, expected_selection, values, config)
-    expected, _, expected_grads = value_and_grads(values, config, "reference", gate, selection=selection, **where)
-    close(out, expected, "out")
-    for name, grad, wanted in zip(NAMES, grads, expected_grads, strict=True):
-        close(grad, wanted, f"gradient of {name}", 1e-4)
+        found = jax.block_until_ready(value_and_grads(values, config, "tpu", gate, **where))
+    assert_equals_reference(found, values, config, gate, **where)
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(1, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)])

@@ -9,7 +9,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, llvm, math, memref, nvvm, scf, vector
 
-from subq_jax.kernels.gpu.lanes import LANES, Lane, i32, is_set
+from subq_jax.kernels.gpu.lanes import Lane, i32, is_set
 from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
 
 COARSE, FINE = 8, 2  # columns of a lane that one branch passes over, and each branch within it
@@ -40,78 +40,106 @@ def append_better(scores, scale: float, ids, bounds, places, kept_scores, kept_i
     """
     of_ids = ACC if ids.ndim else plgpu.Layout.WG_SPLAT
     further = () if equals is None else (equals,)
-    per_lane = scores.shape[1] // LANES  # columns
 
     @plgpu.inline_mgpu(arg_types=(ACC, of_ids, ROWS, ROWS, plgpu.RefType(), plgpu.RefType(), *(ROWS for _ in further)),
                        return_type=plgpu.ShapeDtypeStruct(places.shape, jnp.int32, layout=ROWS))
     def append(_, scores, ids, bounds, places, kept_scores, kept_ids, *further):
-        i32_type, index, lane = ir.IntegerType.get_signless(32), ir.IndexType.get(), Lane()
-        of_rows = lambda x: [vector.extract(register, [], [0]) for register in x.registers.flat]
-        one_by_one = lambda x, half: [vector.extract(register, [], [k])
-                                      for register in x.registers.flat[half::2] for k in range(2)]
-        bounds, ends, *left = map(of_rows, (bounds, places, *further))
-        values = [one_by_one(scores, half) for half in range(2)]
-        factor = arith.constant(ir.F32Type.get(), scale)
-        marks = [_marks_of_better(x, scale, bound) for x, bound in zip(values, bounds, strict=True)]
-        if further:
-            equal = [_marks([arith.cmpf(arith.CmpFPredicate.OEQ, y, bound) for y in x])
-                     for x, bound in zip(values, bounds, strict=True)]
-            before, _ = lane.counts_before(equal)
-            equal = [_first_marks(x, arith.subi(most, earlier), per_lane)
-                     for x, most, earlier in zip(equal, left[0], before, strict=True)]
-            marks = [arith.ori(*x) for x in zip(marks, equal, strict=True)]
-
+        lane = Lane()
+        bounds, ends, *equals = map(_of_rows, (bounds, places, *further))
+        lines = _Lines(lane, _of_lane(scores), scale, ids, kept_scores, kept_ids, backward)
+        marks = [_marks_of_better(x, scale, bound) for x, bound in zip(lines.values, bounds, strict=True)]
+        if equals:
+            marks = _with_equals(marks, lines.values, bounds, *equals, lane)
         either = arith.ori(*marks)
         some = nvvm.vote_sync(i32(-1), is_set(either), "any", results=[ir.IntegerType.get_signless(1)])
-        outer = scf.IfOp(some, [i32_type] * 2, has_else=True)
-        with ir.InsertionPoint(outer.then_block):
-            utils.warp_barrier()  # what was loaded from the tables is loaded before another lane overwrites it
-            of_warp = utils.redux(either, i32(-1), utils.ReductionKind.OR)
-            before, totals = lane.counts_before(marks)
-            forward = arith.subi if backward else arith.addi
-            slots = [forward(*x) for x in zip(ends, before, strict=True)]
-
-            def put_down(i, slots):
-                slots = list(slots)
-                for half in range(2):
-                    mine = is_set(arith.andi(marks[half], i32(1 << i)))
-                    if of_ids is ACC:
-                        block = vector.extract(ids.registers.flat[i - i % 2 + half], [], [i % 2])
-                    else:
-                        first = arith.addi(ids.registers.flat[0], arith.muli(lane.quad, i32(per_lane)))
-                        block = arith.addi(first, i32(i))
-                    with utils.when(mine):
-                        at = [lane.rows[half], arith.index_cast(index, slots[half])]
-                        memref.store(arith.mulf(values[half][i], factor), kept_scores, at)
-                        memref.store(block, kept_ids, at)
-                    slots[half] = forward(slots[half], arith.extui(i32_type, mine))
-                return slots
-
-            def branches(columns, size, slots, visit):  # a branch around every `size` columns
-                for i in range(0, len(columns), size):
-                    some = columns[i : i + size]
-                    branch = scf.IfOp(is_set(arith.andi(of_warp, i32(sum(1 << j for j in some)))), [i32_type] * 2,
-                                      has_else=True)
-                    with ir.InsertionPoint(branch.then_block):
-                        scf.yield_(visit(some, slots))
-                    with ir.InsertionPoint(branch.else_block):
-                        scf.yield_(slots)
-                    slots = list(branch.results)
-                return slots
-
-            fine = lambda columns, slots: functools.reduce(lambda slots, i: put_down(i, slots), columns, slots)
-            coarse = lambda columns, slots: branches(columns, FINE, slots, fine)
-            branches(range(per_lane), COARSE, slots, coarse)
-            utils.warp_barrier()
-            scf.yield_([forward(*x) for x in zip(ends, totals, strict=True)])
-        with ir.InsertionPoint(outer.else_block):
-            scf.yield_(ends)
         registers = places.registers.copy()
-        for i, end in enumerate(outer.results):
+        for i, end in enumerate(_where(some, lambda: lines.put_down(marks, either, ends), ends)):
             registers.flat[i] = vector.broadcast(registers.flat[i].type, end)
         return mgpu.FragmentedArray(_registers=registers, _layout=places.layout, _is_signed=True)
 
     return append(scores, ids, bounds, places, kept_scores, kept_ids, *further)
+
+
+class _Lines:
+    """A thread's part of two rows: its numbers in each, as many for every lane, and where they go."""
+
+    def __init__(self, lane: Lane, values, scale: float, ids, kept_scores, kept_ids, backward: bool):
+        self.values, self._lane, self._ids = values, lane, ids
+        self._factor = arith.constant(ir.F32Type.get(), scale)
+        self._kept_scores, self._kept_ids = kept_scores, kept_ids
+        self._further = arith.subi if backward else arith.addi
+
+    def put_down(self, marks, either, ends):
+        """Writes what is marked from `ends` on; -> where the rows end then. All lanes of the warp come here."""
+        utils.warp_barrier()  # what was loaded from the tables is loaded before another lane overwrites it
+        of_warp = utils.redux(either, i32(-1), utils.ReductionKind.OR)
+        before, totals = self._lane.counts_before(marks)
+        slots = [self._further(*x) for x in zip(ends, before, strict=True)]
+        one = lambda i, slots: self._put_down_column(i, marks, slots)
+        fine = lambda columns, slots: functools.reduce(lambda slots, i: one(i, slots), columns, slots)
+        coarse = lambda columns, slots: _branches(columns, FINE, of_warp, slots, fine)
+        _branches(range(len(self.values[0])), COARSE, of_warp, slots, coarse)
+        utils.warp_barrier()
+        return [self._further(*x) for x in zip(ends, totals, strict=True)]
+
+    def _put_down_column(self, i: int, marks, slots):
+        """Writes the lane's `i`-th column of both rows where it is marked; -> where the next ones go."""
+        slots = list(slots)
+        for half in range(2):
+            mine = is_set(arith.andi(marks[half], i32(1 << i)))
+            block = self._id(i, half)
+            with utils.when(mine):
+                at = [self._lane.rows[half], arith.index_cast(ir.IndexType.get(), slots[half])]
+                memref.store(arith.mulf(self.values[half][i], self._factor), self._kept_scores, at)
+                memref.store(block, self._kept_ids, at)
+            slots[half] = self._further(slots[half], arith.extui(ir.IntegerType.get_signless(32), mine))
+        return slots
+
+    def _id(self, i: int, half: int):
+        if self._ids.shape:
+            return vector.extract(self._ids.registers.flat[i - i % 2 + half], [], [i % 2])
+        first = arith.addi(self._ids.registers.flat[0], arith.muli(self._lane.quad, i32(len(self.values[half]))))
+        return arith.addi(first, i32(i))
+
+
+def _of_rows(x):
+    """The thread's two numbers of an array in `ROWS`."""
+    return [vector.extract(register, [], [0]) for register in x.registers.flat]
+
+
+def _of_lane(x):
+    """The thread's numbers of an array in `ACC`, those of its first row and those of its second."""
+    return [[vector.extract(register, [], [k]) for register in x.registers.flat[half::2] for k in range(2)]
+            for half in range(2)]
+
+
+def _where(condition, make, otherwise):
+    """Two int32 of `make()` where `condition` holds, else `otherwise`."""
+    branch = scf.IfOp(condition, [ir.IntegerType.get_signless(32)] * 2, has_else=True)
+    with ir.InsertionPoint(branch.then_block):
+        scf.yield_(make())
+    with ir.InsertionPoint(branch.else_block):
+        scf.yield_(otherwise)
+    return list(branch.results)
+
+
+def _branches(columns, size: int, of_warp, slots, visit):
+    """`slots = visit(columns, slots)` for every `size` columns of which a lane of the warp has any marked."""
+    for i in range(0, len(columns), size):
+        some = columns[i : i + size]
+        marked = is_set(arith.andi(of_warp, i32(sum(1 << j for j in some))))
+        slots = _where(marked, functools.partial(visit, some, slots), slots)
+    return slots
+
+
+def _with_equals(marks, values, bounds, most, lane: Lane):
+    """`marks`, and those of the first `most` of each row that equal its bound."""
+    equal = [_marks([arith.cmpf(arith.CmpFPredicate.OEQ, y, bound) for y in x])
+             for x, bound in zip(values, bounds, strict=True)]
+    before, _ = lane.counts_before(equal)
+    equal = [_first_marks(x, arith.subi(left, earlier), len(values[0]))
+             for x, left, earlier in zip(equal, most, before, strict=True)]
+    return [arith.ori(*x) for x in zip(marks, equal, strict=True)]
 
 
 def _marks_of_better(values, scale: float, bound):

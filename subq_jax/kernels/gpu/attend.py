@@ -20,21 +20,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu.lists import TileBlocks, TokenLists
-from subq_jax.kernels.gpu.persistent import (
-    FLOOR,
-    LOG2E,
-    by_row,
-    constant,
-    for_each_item,
-    launch,
-    matrix,
-    softmax_step,
-)
-from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
+from subq_jax.kernels.gpu.persistent import for_each_item, launch, matrix
+from subq_jax.kernels.gpu.registers import by_row
+from subq_jax.kernels.gpu.softmax import LOG2E, softmax_end, softmax_start, softmax_step
 from subq_jax.kernels.gpu.warps import WARP_REGISTERS, BlockWalk, WarpTile, WarpTokens, hide_future
 
 RING_BYTES = 160 << 10  # of shared memory for keys and values
-ENOUGH = 3  # warps of a warpgroup that see a block for all four to multiply it at once
+MIN_WARPS = 3  # warps of a warpgroup that see a block for all four to multiply it at once
 
 
 def attend(q, k, v, lists: TokenLists, blocks: TileBlocks, offset, shape: WarpTile, ctas: int):
@@ -53,7 +45,7 @@ def attend(q, k, v, lists: TokenLists, blocks: TileBlocks, offset, shape: WarpTi
       outputs [X, P * G, H] in `q`'s dtype and log-sum-exps float32 [X, P * G]; 0 and -7e28 for rows that see nothing.
     """
     (count, rows, head_dim), workers = q.shape, shape.workers
-    ctas, held = min(ctas, blocks.entries.size), shape.held
+    ctas, held = min(ctas, blocks.entries.size), shape.warpgroup_rows
     scratch = {
         "q_buffer": matrix(workers, held, head_dim, dtype=q.dtype),
         "lse_buffer": plgpu.SMEM((workers, held), jnp.float32),
@@ -70,7 +62,7 @@ def attend(q, k, v, lists: TokenLists, blocks: TileBlocks, offset, shape: WarpTi
 def _kernel(q, k, v, ids, gates, entries, blocks, offset, out, lse, *, q_buffer, k_ring, v_ring, lse_buffer, q_full,
             q_free, full, free, shape: WarpTile, ctas: int):
     warpgroup, (workers, held, head_dim) = lax.axis_index("warpgroup"), q_buffer.shape
-    walk = BlockWalk(shape, entries, blocks, full, free, k_ring.shape[0], ENOUGH)
+    walk = BlockWalk(shape, entries, blocks, full, free, k_ring.shape[0], MIN_WARPS)
     rows_of = functools.partial(shape.rows, tokens=ids.shape[1])
 
     @pl.when(warpgroup < workers)
@@ -91,14 +83,14 @@ def _kernel(q, k, v, ids, gates, entries, blocks, offset, out, lse, *, q_buffer,
                 sums = step.products.add(sums * by_row(shrink, sums), weights.astype(q.dtype), v_ring.at[step.slot])
                 return sums, top, norm
 
-            nothing = constant(0, (held, head_dim), ACC), constant(FLOOR, (held,), ROWS), constant(0, (held,), ROWS)
             plgpu.barrier_wait(q_full.at[warpgroup])
-            sums, top, norm = walk.each(x, tile, ring, warpgroup, tokens, look, nothing)
+            start = softmax_start(held, head_dim)
+            outputs, log_sums = softmax_end(*walk.each(x, tile, ring, warpgroup, tokens, look, start))
 
-            rows, norm = rows_of(tile, warpgroup), jnp.where(norm > 0, norm, jnp.float32(1))
+            rows = rows_of(tile, warpgroup)
             plgpu.commit_smem()  # no warp reads its queries any more
-            queries[...] = (sums * by_row(1 / norm, sums)).astype(q.dtype)
-            lse_buffer[warpgroup] = (top + jnp.log2(norm)) * (1 / LOG2E)
+            queries[...] = outputs.astype(q.dtype)
+            lse_buffer[warpgroup] = log_sums
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(queries, out.at[x, rows])
             plgpu.copy_smem_to_gmem(lse_buffer.at[warpgroup], lse.at[x, rows])

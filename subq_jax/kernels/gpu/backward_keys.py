@@ -25,18 +25,17 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from subq_jax.kernels.gpu import tensor_core
 from subq_jax.kernels.gpu.inverse import InverseLists
 from subq_jax.kernels.gpu.persistent import (
-    HALF,
-    LOG2E,
     PRODUCER,
+    PRODUCT_ROWS,
     REGISTERS,
-    UNSEEN,
     WORKERS,
-    constant,
     drain,
     for_each_item,
     launch,
     matrix,
 )
+from subq_jax.kernels.gpu.registers import constant
+from subq_jax.kernels.gpu.softmax import LOG2E, UNSEEN
 from subq_jax.kernels.gpu.tensor_core import ACC, COLUMNS, ROWS
 
 STAGES = 4  # steps in shared memory
@@ -52,7 +51,7 @@ class BlockShape(NamedTuple):
     @property
     def parts(self) -> int:
         """Products that hold a block's positions."""
-        return max(1, self.block // HALF)
+        return max(1, self.block // PRODUCT_ROWS)
 
 
 def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, offset, group: int, block: int,
@@ -77,16 +76,16 @@ def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, o
     (count, length, head_dim), width, blocks = k.shape, router_q.shape[2], k.shape[1] // block
     shape = BlockShape(group, block)
     pieces = inverse.pieces.shape[1]
-    if block < HALF:  # a product has 64 rows: the next block's positions fill it up and take no part
-        k, v = (jnp.pad(x, ((0, 0), (0, HALF - block), (0, 0))) for x in (k, v))
-    step_tokens = HALF // shape.group
+    if block < PRODUCT_ROWS:  # a product has 64 rows: the next block's positions fill it up and take no part
+        k, v = (jnp.pad(x, ((0, 0), (0, PRODUCT_ROWS - block), (0, 0))) for x in (k, v))
+    step_tokens = PRODUCT_ROWS // shape.group
     stats = jnp.concatenate([x.reshape(count, -1, shape.group) for x in (lse, delta)], axis=2)
     stats = jnp.pad(stats, ((0, 0), (0, 0), (0, max(0, LINE - 2 * shape.group))))
     scratch = {
-        "k_buffer": matrix(shape.parts, HALF, head_dim, dtype=q.dtype),
-        "v_buffer": matrix(shape.parts, HALF, head_dim, dtype=q.dtype),
-        "q_ring": matrix(STAGES, HALF, head_dim, dtype=q.dtype),
-        "d_out_ring": matrix(STAGES, HALF, head_dim, dtype=q.dtype),
+        "k_buffer": matrix(shape.parts, PRODUCT_ROWS, head_dim, dtype=q.dtype),
+        "v_buffer": matrix(shape.parts, PRODUCT_ROWS, head_dim, dtype=q.dtype),
+        "q_ring": matrix(STAGES, PRODUCT_ROWS, head_dim, dtype=q.dtype),
+        "d_out_ring": matrix(STAGES, PRODUCT_ROWS, head_dim, dtype=q.dtype),
         "stats_ring": plgpu.SMEM((STAGES, step_tokens, stats.shape[2]), jnp.float32),
         "router_ring": plgpu.SMEM((STAGES, step_tokens, width), router_q.dtype),
         "block_full": plgpu.Barrier(num_arrivals=2 * shape.parts),
@@ -95,7 +94,7 @@ def backward_keys(q, d_out, lse, delta, router_q, k, v, inverse: InverseLists, o
         "free": plgpu.Barrier(num_arrivals=shape.parts, num_barriers=STAGES),
     }
     of_warpgroup = lambda *s: jax.ShapeDtypeStruct((count, pieces, WORKERS, *s), jnp.float32)
-    results = [of_warpgroup(HALF, head_dim), of_warpgroup(HALF, head_dim), of_warpgroup(width)]
+    results = [of_warpgroup(PRODUCT_ROWS, head_dim), of_warpgroup(PRODUCT_ROWS, head_dim), of_warpgroup(width)]
     arguments = (q, d_out, stats, router_q, k, v, inverse.tokens, inverse.gates, inverse.weights, inverse.pieces,
                  offset)
     busy = min(ctas, count * pieces)
@@ -110,7 +109,7 @@ def _kernel(q, d_out, stats, router_q, k, v, tokens, gates, weights, pieces, off
             k_buffer, v_buffer, q_ring, d_out_ring, stats_ring, router_ring, block_full, block_free, full, free,
             shape: BlockShape, ctas: int):
     warpgroup = lax.axis_index("warpgroup")
-    (head_dim, width), group, step_tokens = (q.shape[2], router_q.shape[2]), shape.group, HALF // shape.group
+    (head_dim, width), group, step_tokens = (q.shape[2], router_q.shape[2]), shape.group, PRODUCT_ROWS // shape.group
     every = WORKERS if shape.parts == 1 else 1  # of how many steps a warpgroup takes one
     rounds_of = lambda pairs: lax.div(pairs + (every * step_tokens - 1), jnp.int32(every * step_tokens))
     slot_of = lambda step: lax.rem(step, jnp.int32(STAGES))
@@ -119,11 +118,11 @@ def _kernel(q, d_out, stats, router_q, k, v, tokens, gates, weights, pieces, off
     def _():
         plgpu.set_max_registers(REGISTERS[0], action="increase")
         mine, turn = (warpgroup, jnp.int32(0)) if every == 1 else (jnp.int32(0), warpgroup)
-        masks = _token_masks(group, plgpu.broadcasted_iota(jnp.int32, (HALF,), 0, layout=COLUMNS))
-        row = plgpu.broadcasted_iota(jnp.int32, (HALF, HALF), 0, layout=ACC) + mine * HALF
+        masks = _token_masks(group, plgpu.broadcasted_iota(jnp.int32, (PRODUCT_ROWS,), 0, layout=COLUMNS))
+        row = plgpu.broadcasted_iota(jnp.int32, (PRODUCT_ROWS, PRODUCT_ROWS), 0, layout=ACC) + mine * PRODUCT_ROWS
         of_rows = lambda slot, token, which: plgpu.load(
             stats_ring.at[slot, token, pl.ds(which * group, group)], layout=COLUMNS, optimized=False)
-        down = lambda x: lax.broadcast_in_dim(x, (HALF, HALF), [1])
+        down = lambda x: lax.broadcast_in_dim(x, (PRODUCT_ROWS, PRODUCT_ROWS), [1])
         scale = LOG2E / math.sqrt(head_dim)
 
         def piece(x, number, _, ring):
@@ -158,8 +157,8 @@ def _kernel(q, d_out, stats, router_q, k, v, tokens, gates, weights, pieces, off
                 plgpu.barrier_arrive(free.at[slot])
                 return dk, dv, side
 
-            at_edge = rounds_of(edge - begin) if shape.block >= HALF else rounds
-            sums = constant(0, (HALF, head_dim), ACC), constant(0, (HALF, head_dim), ACC), constant(0, (width,), ROWS)
+            at_edge = rounds_of(edge - begin) if shape.block >= PRODUCT_ROWS else rounds
+            sums = *(constant(0, (PRODUCT_ROWS, head_dim), ACC) for _ in range(2)), constant(0, (width,), ROWS)
             sums = lax.fori_loop(jnp.int32(0), at_edge, functools.partial(step, at_edge=True), sums)
             dk, dv, side = lax.fori_loop(at_edge, rounds, functools.partial(step, at_edge=False), sums)
             plgpu.barrier_arrive(block_free)
@@ -187,7 +186,7 @@ def _kernel(q, d_out, stats, router_q, k, v, tokens, gates, weights, pieces, off
 
             for source, target in ((k, k_buffer), (v, v_buffer)):
                 for part in range(shape.parts):
-                    rows = pl.ds(block * shape.block + part * HALF, HALF)
+                    rows = pl.ds(block * shape.block + part * PRODUCT_ROWS, PRODUCT_ROWS)
                     plgpu.copy_gmem_to_smem(source.at[x, rows], target.at[part], block_full)
 
             steps = rounds_of(end - begin) * every
@@ -253,7 +252,7 @@ def _add_pieces(parts, first, halves: int, dtype, ctas: int):
 def _token_masks(group: int, iota):
     """1.0 where a row (or column) belongs to the j-th token of a warpgroup's 64 rows, for every j."""
     owns = lambda j: (iota >= j * group) & (iota < (j + 1) * group)
-    return [jnp.where(owns(j), jnp.float32(1), jnp.float32(0)) for j in range(HALF // group)]
+    return [jnp.where(owns(j), jnp.float32(1), jnp.float32(0)) for j in range(PRODUCT_ROWS // group)]
 
 
 def _spread(masks, numbers):

@@ -19,12 +19,14 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu import tensor_core
 from subq_jax.kernels.gpu.lists import TileBlocks, TokenLists
-from subq_jax.kernels.gpu.persistent import LOG2E, by_row, constant, for_each_item, launch, matrix
+from subq_jax.kernels.gpu.persistent import for_each_item, launch, matrix
+from subq_jax.kernels.gpu.registers import by_row, constant
+from subq_jax.kernels.gpu.softmax import LOG2E
 from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
 from subq_jax.kernels.gpu.warps import WARP_REGISTERS, BlockWalk, WarpTile, WarpTokens, hide_future
 
 RING_BYTES = 128 << 10  # of shared memory for keys and values
-ENOUGH = 1  # warps that see a block for all four to multiply it: with both ways of doing so registers would spill
+MIN_WARPS = 1  # warps that see a block for all four to multiply it: with both ways of doing so registers would spill
 
 
 def backward_queries(q, d_out, lse, delta, k, v, lists: TokenLists, blocks: TileBlocks, offset, shape: WarpTile,
@@ -45,7 +47,7 @@ def backward_queries(q, d_out, lse, delta, k, v, lists: TokenLists, blocks: Tile
       the gradient of `q`, and that of `lists.gates`, whose places without a block hold anything.
     """
     (count, _, head_dim), (_, padded, slots), workers = q.shape, lists.ids.shape, shape.workers
-    ctas, held = min(ctas, blocks.entries.size), shape.held
+    ctas, held = min(ctas, blocks.entries.size), shape.warpgroup_rows
     scratch = {
         "q_buffer": matrix(workers, held, head_dim, dtype=q.dtype),
         "d_out_buffer": matrix(workers, held, head_dim, dtype=q.dtype),
@@ -53,7 +55,7 @@ def backward_queries(q, d_out, lse, delta, k, v, lists: TokenLists, blocks: Tile
         "rows_free": plgpu.Barrier(num_barriers=workers),
     } | shape.rings(RING_BYTES, head_dim, q.dtype)
 
-    of_parts = (count, padded, slots, shape.parts * shape.shares)
+    of_parts = (count, padded, slots, shape.parts * shape.warps_per_token)
     results = [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(of_parts, jnp.float32)]
     arguments = q, d_out, lse, delta, k, v, lists.ids, lists.gates, blocks.entries, blocks.blocks, offset
     kernel = functools.partial(_kernel, shape=shape, ctas=ctas)
@@ -64,7 +66,7 @@ def backward_queries(q, d_out, lse, delta, k, v, lists: TokenLists, blocks: Tile
 def _kernel(q, d_out, lse, delta, k, v, ids, gates, entries, blocks, offset, dq, d_gates, *, q_buffer, d_out_buffer,
             k_ring, v_ring, rows_full, rows_free, full, free, shape: WarpTile, ctas: int):
     warpgroup, (workers, held, head_dim) = lax.axis_index("warpgroup"), q_buffer.shape
-    walk = BlockWalk(shape, entries, blocks, full, free, k_ring.shape[0], ENOUGH)
+    walk = BlockWalk(shape, entries, blocks, full, free, k_ring.shape[0], MIN_WARPS)
     rows_of = functools.partial(shape.rows, tokens=ids.shape[1])
 
     @pl.when(warpgroup < workers)
@@ -85,8 +87,8 @@ def _kernel(q, d_out, lse, delta, k, v, ids, gates, entries, blocks, offset, dq,
                 logits = hide_future(logits, step, shape.keys, mine, first)
                 weights = jnp.exp2(logits * scale - by_row(log_sums - gate, logits))
                 d_logits = weights * (d_weights - by_row(deltas, logits))
-                of_tokens = tensor_core.sums_of_warp(d_logits.sum(axis=1), shape.own)
-                part = step.part * shape.shares + mine.share
+                of_tokens = tensor_core.sums_of_warp(d_logits.sum(axis=1), shape.tokens_per_warp)
+                part = step.part * shape.warps_per_token + mine.share
                 for token, some, place, number in zip(tokens.each, here, places, of_tokens, strict=True):
                     @pl.when(some)
                     def _(token=token, place=place, number=number):

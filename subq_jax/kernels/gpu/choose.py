@@ -36,21 +36,20 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu import append, lanes, tensor_core
 from subq_jax.kernels.gpu.persistent import (
-    HALF,
     PRODUCER,
+    PRODUCT_ROWS,
     REGISTERS,
     WORKERS,
-    by_row,
-    constant,
     drain,
     for_each_item,
     launch,
     matrix,
 )
+from subq_jax.kernels.gpu.registers import by_row, constant
 from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
 from subq_jax.selection.summaries import score_scale
 
-QUERIES = HALF * WORKERS  # of a block of threads
+QUERIES = PRODUCT_ROWS * WORKERS  # of a block of threads
 RING_BYTES = 128 << 10  # of shared memory for summaries
 FEW = 64  # up to so many chosen: tiles of 128 blocks and 128 maxima; above: 64 and 256
 LEAST = 3  # blocks of a group that are worth reading twice
@@ -78,7 +77,7 @@ def best_blocks(router_q, summaries, low, high, count: int, ctas: int):
     stages = max(2, min(8, RING_BYTES // (tile * width * itemsize)))
     ctas = min(ctas, rows * padded // QUERIES)
     scratch = {
-        "q_buffer": matrix(WORKERS, HALF, width, dtype=router_q.dtype),
+        "q_buffer": matrix(WORKERS, PRODUCT_ROWS, width, dtype=router_q.dtype),
         "ring": matrix(stages, tile, width, dtype=router_q.dtype),
         "q_full": plgpu.Barrier(num_barriers=WORKERS),
         "q_free": plgpu.Barrier(num_barriers=WORKERS),
@@ -124,14 +123,14 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
             q_buffer, ring, q_full, q_free, full, free, tile: int, count: int, ctas: int):
     warpgroup = lax.axis_index("warpgroup")
     stages, scale, round_tiles = ring.shape[0], score_scale(ring.shape[2]), _groups(count) // tile
-    my_rows = lambda query_tile, worker: pl.ds(query_tile * QUERIES + worker * HALF, HALF)
+    my_rows = lambda query_tile, worker: pl.ds(query_tile * QUERIES + worker * PRODUCT_ROWS, PRODUCT_ROWS)
     slot_of = lambda step: lax.rem(step, jnp.int32(stages))
 
     @pl.when(warpgroup < WORKERS)
     def _():
         plgpu.set_max_registers(REGISTERS[0], action="increase")
-        column = lanes.place_in_order(plgpu.broadcasted_iota(jnp.int32, (HALF, tile), 1, layout=ACC), tile)
-        lists = _Lists(*(x.at[lax.axis_index("cta"), pl.ds(warpgroup * HALF, HALF)]
+        column = lanes.place_in_order(plgpu.broadcasted_iota(jnp.int32, (PRODUCT_ROWS, tile), 1, layout=ACC), tile)
+        lists = _Lists(*(x.at[lax.axis_index("cta"), pl.ds(warpgroup * PRODUCT_ROWS, PRODUCT_ROWS)]
                          for x in (listed_scores, listed_ids)), count)
 
         def query_tile(x, query_tile, _, step):
@@ -148,7 +147,7 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
                 return scores
 
             def bound_best(rounds):
-                maxima = (constant(LOWEST, (HALF, tile), ACC),) * round_tiles
+                maxima = (constant(LOWEST, (PRODUCT_ROWS, tile), ACC),) * round_tiles
                 group = lambda i, maxima: tuple(
                     tensor_core.fmax(scores_at(step + i * round_tiles + j), x) for j, x in enumerate(maxima))
                 return _below_best(lax.fori_loop(0, rounds, group, maxima), count, scale)
@@ -330,7 +329,8 @@ def _highest(numbers):
 
 def _each_row(number):
     """The same number for each of 64 rows."""
-    return plgpu.layout_cast(jnp.full((HALF,), number, jnp.int32 if isinstance(number, int) else jnp.float32), ROWS)
+    dtype = jnp.int32 if isinstance(number, int) else jnp.float32
+    return plgpu.layout_cast(jnp.full((PRODUCT_ROWS,), number, dtype), ROWS)
 
 
 def _count(some):

@@ -22,11 +22,12 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu import tensor_core
 from subq_jax.kernels.gpu.limits import DENSE_BLOCK, MULTIPROCESSORS
-from subq_jax.kernels.gpu.persistent import FLOOR, HALF, LOG2E, by_row, constant, hide_later, matrix, softmax_step
-from subq_jax.kernels.gpu.tensor_core import ACC, ROWS
+from subq_jax.kernels.gpu.persistent import PRODUCT_ROWS, matrix
+from subq_jax.kernels.gpu.registers import by_row
+from subq_jax.kernels.gpu.softmax import LOG2E, hide_later, softmax_end, softmax_start, softmax_step
 from subq_jax.kernels.xla.dense import whole_attention
 from subq_jax.kernels.xla.layout import fold, fold_queries, repeat_heads, unfold_queries
-from subq_jax.kernels.xla.tile import NO_KEYS
+from subq_jax.kernels.xla.tile import NO_KEYS, merge_two
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.visibility import QueryPlace, clear_absent_keys
 
@@ -59,11 +60,11 @@ def attend_cache(q, k, v, chosen, scores, place: QueryPlace, config: SelectionCo
     each = -(-slots // max(1, min(slots, RESIDENT * multiprocessors // count)))
     splits = -(-slots // each)
     scratch = {
-        "q_buffer": matrix(HALF, head_dim, dtype=q.dtype),
+        "q_buffer": matrix(PRODUCT_ROWS, head_dim, dtype=q.dtype),
         "k_ring": matrix(STAGES, config.block_size, head_dim, dtype=q.dtype),
         "v_ring": matrix(STAGES, config.block_size, head_dim, dtype=q.dtype),
-        "out_buffer": matrix(HALF, head_dim, dtype=jnp.float32),
-        "lse_buffer": plgpu.SMEM((HALF,), jnp.float32),
+        "out_buffer": matrix(PRODUCT_ROWS, head_dim, dtype=jnp.float32),
+        "lse_buffer": plgpu.SMEM((PRODUCT_ROWS,), jnp.float32),
         "q_full": plgpu.Barrier(),
         "full": plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
         "free": plgpu.Barrier(num_barriers=STAGES),
@@ -78,22 +79,13 @@ def attend_cache(q, k, v, chosen, scores, place: QueryPlace, config: SelectionCo
         compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=True),
     )(rows, *(x.reshape(batch, length, -1) for x in (k, v)), *(fold(x).reshape(count, -1) for x in (chosen, scores)),
       where)
-    return _merge(out, lse)[:, :group].reshape(-1, queries, group, head_dim)
+    return _merge_splits(out, lse)[:, :group].reshape(-1, queries, group, head_dim)
 
 
-def _merge(out, lse):
-    """What the splits [X, splits, G, H] of a token found, as one: [X, G, H].
-
-    They are merged two by two, so that one reduction, that is one program, weighs and adds. Weights are shares of the
-    two, which add up to 1 however much of a large log-sum-exp is rounded away.
-    """
-    def add(one, other):
-        (out, lse), (other_out, other_lse) = one, other
-        sums = lax.logistic(lse - other_lse) * out + lax.logistic(other_lse - lse) * other_out
-        return sums, jnp.logaddexp(lse, other_lse)
-
-    nothing = jnp.float32(0), jnp.float32(NO_KEYS)
-    return lax.reduce((out, jnp.broadcast_to(lse[..., None], out.shape)), nothing, add, dimensions=(1,))[0]
+def _merge_splits(out, lse):
+    """What the splits [X, splits, G, H] of a token found, as one: [X, G, H], by one reduction, that is one program."""
+    parts, nothing = (out, jnp.broadcast_to(lse[..., None], out.shape)), (jnp.float32(0), jnp.float32(NO_KEYS))
+    return lax.reduce(parts, nothing, merge_two, dimensions=(1,))[0]
 
 
 def _kernel(q, k, v, chosen, scores, where, out, lse, *, q_buffer, k_ring, v_ring, out_buffer, lse_buffer, q_full, full,
@@ -120,13 +112,13 @@ def _kernel(q, k, v, chosen, scores, where, out, lse, *, q_buffer, k_ring, v_rin
         def look(state):
             sums, top, norm = state
             plgpu.barrier_wait(full.at[slot])
-            first, mine = block * size, block == blocks.own
+            first, is_own = block * size, block == blocks.own_block
             logits = tensor_core.warp_scores(q_buffer, k_ring.at[slot])
-            logits = lax.cond(mine, lambda x: hide_later(x, position, first), lambda x: x, logits)
+            logits = lax.cond(is_own, lambda x: hide_later(x, position, first), lambda x: x, logits)
             weights, shrink, top, norm = softmax_step(logits, scale, gate, top, norm)
             sums, weights, values = sums * by_row(shrink, sums), weights.astype(q.dtype), v_ring.at[slot]
             sums = lax.cond(
-                mine,  # behind the query's own position may stand anything
+                is_own,  # behind the query's own position may stand anything
                 lambda sums: tensor_core.add_warp_product(sums, weights, values, position + 1 - first),
                 lambda sums: tensor_core.add_warp_product(sums, weights, values), sums)
             return sums, top, norm
@@ -145,12 +137,8 @@ def _kernel(q, k, v, chosen, scores, where, out, lse, *, q_buffer, k_ring, v_rin
     for j in range(min(STAGES, each)):
         fetch(jnp.int32(j))
     plgpu.barrier_wait(q_full)
-    nothing = constant(0, (HALF, head_dim), ACC), constant(FLOOR, (HALF,), ROWS), constant(0, (HALF,), ROWS)
-    sums, top, norm = lax.fori_loop(jnp.int32(0), jnp.int32(each), step, nothing)
-
-    norm = jnp.where(norm > 0, norm, jnp.float32(1))
-    out_buffer[...] = sums * by_row(1 / norm, sums)
-    lse_buffer[...] = (top + jnp.log2(norm)) * (1 / LOG2E)
+    state = lax.fori_loop(jnp.int32(0), jnp.int32(each), step, softmax_start(PRODUCT_ROWS, head_dim))
+    out_buffer[...], lse_buffer[...] = softmax_end(*state)
     plgpu.commit_smem()
     rows = pl.ds(0, group)
     plgpu.copy_smem_to_gmem(out_buffer.at[rows], out.at[row, split])
@@ -184,10 +172,10 @@ dense_attention_of_one.defvjp(_dense_forward, _dense_backward)
 
 
 class _BlocksOfQuery:
-    """What one query sees: its `own` block and the local ones before it, then the chosen ones, then the sinks."""
+    """What one query sees: its own block and the local ones before it, then the chosen ones, then the sinks."""
 
     def __init__(self, row, position, first_block, exists, chosen, scores, config: SelectionConfig):
-        self.own = lax.div(position, jnp.int32(config.block_size))
+        self.own_block = lax.div(position, jnp.int32(config.block_size))
         self._row, self._first, self._exists, self._config = row, first_block, exists > 0, config
         self._chosen, self._scores = chosen, scores
 
@@ -196,9 +184,9 @@ class _BlocksOfQuery:
         local, chosen = self._config.local_blocks, self._config.num_blocks
         number = slot - local
         is_local, is_chosen = slot < local, (slot >= local) & (number < chosen)
-        near, far = self.own - slot, self._first + number - chosen
+        near, far = self.own_block - slot, self._first + number - chosen
         near = jnp.where(near >= self._first, near, -1)
-        far = jnp.where((number < chosen + self._config.sink_blocks) & (far <= self.own - local), far, -1)
+        far = jnp.where((number < chosen + self._config.sink_blocks) & (far <= self.own_block - local), far, -1)
         inside = jnp.clip(number, 0, chosen - 1)
         block = jnp.where(is_local, near, jnp.where(is_chosen, self._chosen[self._row, inside], far))
         gate = jnp.where(is_chosen, self._scores[self._row, inside], jnp.float32(0))

@@ -41,7 +41,7 @@ def inverse_lists(lists: TokenLists, weights, num_blocks: int, block: int, ctas:
       ctas: blocks of threads that share the pieces.
     """
     rows, padded, slots = lists.ids.shape
-    most = min(1 << max(MIN_PIECE, lists.ids.size // (PIECES_EACH * ctas)).bit_length() - 1, MAX_PIECE)
+    piece_size = min(1 << max(MIN_PIECE, lists.ids.size // (PIECES_EACH * ctas)).bit_length() - 1, MAX_PIECE)
     flat = lambda x: x.reshape(rows, padded * slots)
     pairs = jnp.broadcast_to(jnp.arange(padded * slots, dtype=jnp.int32)[None], (rows, padded * slots))
     key, pairs = jax.lax.sort(
@@ -49,17 +49,17 @@ def inverse_lists(lists: TokenLists, weights, num_blocks: int, block: int, ctas:
     search = functools.partial(jnp.searchsorted, method="scan_unrolled")  # one program, not one for every halving
     bounds = jax.vmap(lambda key: search(key, jnp.arange(num_blocks + 1)))(key).astype(jnp.int32)
     begin, end = bounds[:, :-1], bounds[:, 1:]
-    first = jnp.pad(jnp.cumsum(-(-(end - begin) // most), axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
+    first = jnp.pad(jnp.cumsum(-(-(end - begin) // piece_size), axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
 
-    number = jnp.arange(num_blocks + padded * slots // most, dtype=jnp.int32)
+    number = jnp.arange(num_blocks + padded * slots // piece_size, dtype=jnp.int32)
     owner = jax.vmap(lambda first: search(first, number, side="right"))(first).astype(jnp.int32) - 1
     owner = jnp.minimum(owner, num_blocks - 1)
     of_owner = lambda x: jnp.take_along_axis(x, owner, axis=1)
     last = of_owner(end)
-    # Numbers go on behind the last piece; counted in `most` pairs each, they would overflow.
-    own = jnp.minimum(number[None] - of_owner(first[:, :-1]), of_owner(jnp.diff(first, axis=1)))
-    start = jnp.minimum(of_owner(begin) + own * most, last)
-    stop = jnp.minimum(start + most, last)
+    # Numbers go on behind the last piece; counted in `piece_size` pairs each, they would overflow.
+    nth = jnp.minimum(number[None] - of_owner(first[:, :-1]), of_owner(jnp.diff(first, axis=1)))
+    start = jnp.minimum(of_owner(begin) + nth * piece_size, last)
+    stop = jnp.minimum(start + piece_size, last)
     edge = jnp.clip(of_owner(begin) + block, start, stop)  # tokens ascend, and at most `block` of them stand in it
     take = lambda x: jnp.take_along_axis(flat(x), pairs, axis=1)
     return InverseLists(pairs // slots, take(lists.gates), take(weights),

@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 
+from subq_jax.kernels.xla.selective import unsupported_cache
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 
 BLOCK_SIZES, HEAD_DIMS, MAX_ROUTER_DIM = (32, 64, 128), (64, 128), 256
-HALVES = jnp.bfloat16, jnp.float16
+HALF_PRECISION = jnp.bfloat16, jnp.float16
 DENSE_BLOCK = 64  # positions that dense decoding reads at a time
 MAX_GROUP = 32  # rows of a token: two warps' products, half the rows of a step along keys
 MAX_CHOSEN = 128  # blocks of a query: its list must have room for them and another tile's
@@ -17,13 +18,18 @@ MAX_BLOCKS = 2**19  # of a sequence: int32 names one together with the 12 warps 
 MAX_PAIRS = 2**31 - 2**20  # of a token and a block it sees: int32 numbers them
 
 
+def on_hopper() -> bool:
+    """Whether the default device is a GPU that these kernels run on."""
+    return jax.default_backend() == "gpu" and jax.devices()[0].compute_capability == CAPABILITY
+
+
 def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
     """Why the kernels do not take these arrays; None when they do."""
     if jax.default_backend() == "gpu" and (capability := jax.devices()[0].compute_capability) != CAPABILITY:
         return f"the GPU must have compute capability {CAPABILITY}, got {capability}"
     (heads, head_dim), router_dim = inputs.q.shape[2:], inputs.router_q.shape[3]
     group = heads // inputs.k.shape[2]
-    if inputs.q.dtype not in HALVES or inputs.router_q.dtype not in HALVES:
+    if inputs.q.dtype not in HALF_PRECISION or inputs.router_q.dtype not in HALF_PRECISION:
         return f"dtypes must be bfloat16 or float16, got {inputs.q.dtype} and {inputs.router_q.dtype}"
     if head_dim not in HEAD_DIMS:
         return f"head_dim must be one of {HEAD_DIMS}, got {head_dim}"
@@ -40,13 +46,14 @@ def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
     pairs = inputs.q.shape[1] * (config.num_blocks + config.local_blocks + config.sink_blocks)
     if pairs > MAX_PAIRS:
         return f"queries times the blocks that each sees must be at most {MAX_PAIRS}, got {pairs}"
-    return None
+    return unsupported_cache(inputs, config)
 
 
 def decodes_densely(q, k) -> bool:
-    """Whether `decode.py` does dense attention of queries q [B, T, N, H] to a cache k [B, S, K, H]."""
-    if jax.default_backend() != "gpu" or jax.device_count() > 1:
-        return False
-    fits = q.dtype in HALVES and q.shape[3] in HEAD_DIMS and q.shape[2] // k.shape[2] <= MAX_GROUP
+    """Whether `decode.py` does dense attention of queries q [B, T, N, H] to a cache k [B, S, K, H].
+
+    On one device only: the compiler cannot shard a Pallas kernel, and dense attention has no `attend_sharded`.
+    """
+    fits = q.dtype in HALF_PRECISION and q.shape[3] in HEAD_DIMS and q.shape[2] // k.shape[2] <= MAX_GROUP
     whole = q.shape[1] == 1 and k.shape[1] % DENSE_BLOCK == 0
-    return fits and whole and jax.devices()[0].compute_capability == CAPABILITY
+    return fits and whole and jax.device_count() == 1 and on_hopper()

@@ -9,14 +9,13 @@ from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu.persistent import WARPS, for_each_item
-from subq_jax.kernels.gpu.warps import WarpTile, name_block
+from subq_jax.kernels.gpu.warps import WarpTile, pack_block
 from subq_jax.kernels.xla.layout import repeat_heads
-from subq_jax.kernels.xla.selective import local_ids, sink_ids
 from subq_jax.selection.config import SelectionConfig
-from subq_jax.selection.visibility import QueryPlace
+from subq_jax.selection.visibility import QueryPlace, local_ids, sink_ids
 
 RESIDENT = 16  # blocks of threads that share a multiprocessor, each waiting for memory most of the time
-ALIKE = 8  # entries that a warp makes without asking whether any is left
+UNROLLED = 8  # entries that a warp makes without asking whether any is left
 
 
 class TokenLists(NamedTuple):
@@ -28,7 +27,7 @@ class TokenLists(NamedTuple):
 
 class TileBlocks(NamedTuple):
     """What the tokens of every tile see together: `entries` int32 [X, tiles] says how many blocks, at least 1, and
-    `blocks` int32 [X, tiles, room] names them, descending, each with the warps that see it, see `name_block`."""
+    `blocks` int32 [X, tiles, room] names them, descending, each with the warps that see it, see `pack_block`."""
 
     entries: jax.Array
     blocks: jax.Array
@@ -67,7 +66,7 @@ def tile_blocks(ids, shape: WarpTile, num_blocks: int, ctas: int) -> TileBlocks:
       ctas: blocks of threads.
     """
     count, tiles, slots = ids.shape[0], -(-ids.shape[1] // shape.tokens), ids.shape[2]
-    room = -(-min(shape.tokens * slots, num_blocks) // ALIKE) * ALIKE
+    room = -(-min(shape.tokens * slots, num_blocks) // UNROLLED) * UNROLLED
     results = [jax.ShapeDtypeStruct((count, tiles), jnp.int32), jax.ShapeDtypeStruct((count, tiles, room), jnp.int32)]
     ctas = min(ctas * RESIDENT, -(-count * tiles // WARPS))
     merge = plgpu.kernel(functools.partial(_unite, shape=shape, ctas=ctas), out_type=results, grid=(ctas,),
@@ -91,17 +90,18 @@ def _unite(ids, entries, blocks, *, shape: WarpTile, ctas: int):
             some = block >= 0
             sees = [(head == block) & some for head in heads]
             warps = [jnp.where(seen, number(shape.warps_of(j)), 0) for j, seen in enumerate(sees)]
-            blocks[x, tile, n] = name_block(jnp.maximum(block, 0), functools.reduce(jnp.bitwise_or, warps))
+            blocks[x, tile, n] = pack_block(jnp.maximum(block, 0), functools.reduce(jnp.bitwise_or, warps))
             cursors = tuple(cursor + seen.astype(number) for cursor, seen in zip(cursors, sees, strict=True))
             return cursors, tuple(read(j, cursor) for j, cursor in enumerate(cursors)), listed + some.astype(number)
 
         def some_entries(i, state):
             left = (functools.reduce(jnp.maximum, state[1]) >= 0) | (i == 0)
-            return lax.fori_loop(i * ALIKE, i * ALIKE + jnp.where(left, number(ALIKE), number(0)), entry, state)
+            begin = i * UNROLLED
+            return lax.fori_loop(begin, begin + jnp.where(left, number(UNROLLED), number(0)), entry, state)
 
         cursors = (number(0),) * shape.tokens
         state = cursors, tuple(read(j, cursor) for j, cursor in enumerate(cursors)), number(0)
-        entries[x, tile] = jnp.maximum(lax.fori_loop(0, blocks.shape[2] // ALIKE, some_entries, state)[2], 1)
+        entries[x, tile] = jnp.maximum(lax.fori_loop(0, blocks.shape[2] // UNROLLED, some_entries, state)[2], 1)
         return carry
 
     plgpu.warp_map(lambda warp: for_each_item(*entries.shape, ctas, merge, None, warp) and None)

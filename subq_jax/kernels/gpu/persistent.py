@@ -5,21 +5,16 @@ have read it.
 """
 
 import functools
-import math
 
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from subq_jax.kernels.gpu.tensor_core import ACC
-
-HALF, WORKERS = 64, 2  # rows of a warpgroup's product; warpgroups that compute, unless a kernel says otherwise
+PRODUCT_ROWS, WORKERS = 64, 2  # rows of a warpgroup's product; warpgroups that compute, unless a kernel says otherwise
 PRODUCER = WORKERS  # the warpgroup that copies
-UNSEEN, FLOOR = -1e30, -1e29  # the gate of a block that is not seen, and the running maximum before the first that is
 WARPS = 4  # of a warpgroup
 REGISTERS = 240, 24  # of a thread that computes, of one that copies
-LOG2E = math.log2(math.e)
 
 
 def matrix(*shape: int, dtype):
@@ -73,39 +68,6 @@ def for_each_item(rows: int, columns: int, ctas: int, body, carry, warp=None):
         return body(lax.div(item, jnp.int32(columns)), columns - 1 - lax.rem(item, jnp.int32(columns)), number, carry)
 
     return count, lax.fori_loop(jnp.int32(0), count, visit, carry)
-
-
-def hide_later(logits, positions, first):
-    """-inf where a key, the first at position `first`, comes after its row's position."""
-    key = plgpu.broadcasted_iota(jnp.int32, logits.shape, 1, layout=ACC) + first
-    return jnp.where(key <= by_row(positions, logits), logits, -jnp.inf)
-
-
-def softmax_step(logits, scale: float, gate, top, norm):
-    """A step of the running softmax.
-
-    Args:
-      logits: float32 [rows, keys]; times `scale` they are powers of 2, as are the following.
-      gate: float32 [rows], or one for all.
-      top, norm: float32 [rows], the largest logit so far and the sum of weights relative to it.
-
-    Returns:
-      the step's weights [rows, keys], what earlier sums shrink by, and the new `top` and `norm`.
-    """
-    new = jnp.maximum(top, logits.max(axis=1) * scale + gate)
-    shrink = jnp.exp2(top - new)
-    weights = jnp.exp2(logits * scale - by_row(new - gate, logits))
-    return weights, shrink, new, norm * shrink + weights.sum(axis=1)
-
-
-def by_row(x, like):
-    """[rows] -> [rows, n]; a number stays one."""
-    return lax.broadcast_in_dim(x, like.shape, [0]) if x.ndim else x
-
-
-def constant(value, shape, layout):
-    """An array in registers."""
-    return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
 
 
 def drain(stages: int, steps, *barriers):

@@ -8,7 +8,6 @@ values and summaries along the inverse.
 """
 
 import functools
-import warnings
 from typing import NamedTuple
 
 import jax
@@ -29,22 +28,22 @@ from subq_jax.kernels.xla.layout import (
     fold_keys,
     fold_queries,
     repeat_heads,
+    unfold,
     unfold_keys,
     unfold_queries,
     whole_rows,
 )
 from subq_jax.kernels.xla.selective import (
-    attend_chosen,
     choose,
+    fall_back,
+    few_backward,
     few_queries,
-    weighted_summaries,
-    xla_selective_attention,
+    router_gradients,
 )
 from subq_jax.kernels.xla.tile import row_delta
 from subq_jax.selection.choose import in_order
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
-from subq_jax.selection.summaries import score_scale
 from subq_jax.selection.visibility import QueryPlace, candidate_range, clear_absent_keys
 
 
@@ -59,11 +58,8 @@ def gpu_selective_attention(
     q, k, v, router_q, tree, place, present, selection = inputs
     reason = unsupported(inputs, config)
     if reason is not None:
-        warnings.warn(f'implementation="gpu" falls back to "xla": {reason}', stacklevel=4)
-    few = few_queries(q.shape[1], k.shape[1], config)
-    if reason is not None or few and k.shape[1] % config.block_size:
-        return xla_selective_attention(inputs, config, gate=gate)
-    if few:
+        return fall_back("gpu", reason, inputs, config, gate=gate)
+    if few_queries(q.shape[1], k.shape[1], config):
         chosen, scores = choose(router_q, tree, place, config, selection, few=True)
         scores = scores if gate else jnp.zeros_like(scores)
         out = _attend_few(config, gate, q, k, v, router_q, tree.levels[0], chosen, scores, place, present)
@@ -182,10 +178,8 @@ def _attend_backward(config, gate, residuals, d_out):
 
     dq = _from_rows(dq, q, kv_heads, shape)
     dk, dv = (unfold_keys(x[:, :length], batch) for x in (dk, dv))
-    scale = score_scale(router_q.shape[-1])
-    d_summaries = (side.reshape(summaries.shape) * scale).astype(summaries.dtype)
-    by_head = lambda x: x.reshape(batch, kv_heads, *x.shape[1:])
-    d_router_q = weighted_summaries(by_head(d_scores * scale), summaries, by_head(chosen)).astype(router_q.dtype)
+    d_scores, side, chosen = (unfold(x, batch) for x in (d_scores, side, chosen))
+    d_router_q, d_summaries = router_gradients(d_scores, side, router_q, summaries, chosen)
     return dq, dk, dv, d_router_q, d_summaries, None, None, None, None
 
 
@@ -216,11 +210,4 @@ def _attend_few_forward(config, gate, *arrays):
     return _attend_few(config, gate, *arrays), arrays
 
 
-def _attend_few_backward(config, gate, arrays, d_out):
-    """XLA's: training has as many queries as keys, so that nothing waits for these."""
-    *differentiable, chosen, scores, place, present = arrays
-    attend = lambda *x: attend_chosen(config, gate, *x, chosen, scores, place, present)
-    return *jax.vjp(attend, *differentiable)[1](d_out), None, None, None, None
-
-
-_attend_few.defvjp(_attend_few_forward, _attend_few_backward)
+_attend_few.defvjp(_attend_few_forward, few_backward)

@@ -30,24 +30,27 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from subq_jax.kernels.gpu import tensor_core
-from subq_jax.kernels.gpu.persistent import LOG2E, UNSEEN, drain, for_each_item, hide_later, matrix
+from subq_jax.kernels.gpu.persistent import drain, for_each_item, matrix
+from subq_jax.kernels.gpu.softmax import LOG2E, UNSEEN, hide_later
 from subq_jax.kernels.gpu.tensor_core import ROWS
 
-WARP_ROWS, COMPUTING = 16, 12  # rows of a warp's products, warps that compute
-TOGETHER = 4  # warps of a warpgroup; one in the simulator, where a warpgroup's warps cannot part ways
+WARP_ROWS, COMPUTING_WARPS = 16, 12  # rows of a warp's products, warps that compute
+WARPS_AT_ONCE = 4  # warps of a warpgroup; one in the simulator, where a warpgroup's warps cannot part ways
 STEP_KEYS = 64  # positions of a step at most: what registers hold beside a warp's sums
 WARP_REGISTERS = 160, 24  # of a thread that computes, of one that copies
 
 
 class Products(NamedTuple):
-    """Products of a warpgroup's 64 rows, a warp by itself or all four at once."""
+    """Products of a warpgroup's 64 rows: by all four warps at once, or by a warp for its own 16."""
 
-    scores: Callable
-    add: Callable
+    at_once: bool
 
+    def scores(self, left, right):
+        return tensor_core.scores(left, right) if self.at_once else tensor_core.warp_scores(left, right)
 
-OF_WARP = Products(lambda *x: tensor_core.warp_scores(*x), lambda *x: tensor_core.add_warp_product(*x))
-OF_WARPGROUP = Products(lambda *x: tensor_core.scores(*x), lambda *x: tensor_core.add_product(*x))
+    def add(self, total, weights, values):
+        add = tensor_core.add_product if self.at_once else tensor_core.add_warp_product
+        return add(total, weights, values)
 
 
 class WarpTile(NamedTuple):
@@ -58,25 +61,25 @@ class WarpTile(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        return COMPUTING * WARP_ROWS // self.group
+        return COMPUTING_WARPS * WARP_ROWS // self.group
 
     @property
     def workers(self) -> int:
         """Warpgroups that compute."""
-        return COMPUTING // TOGETHER
+        return COMPUTING_WARPS // WARPS_AT_ONCE
 
     @property
-    def held(self) -> int:
+    def warpgroup_rows(self) -> int:
         """Rows of a warpgroup."""
-        return TOGETHER * WARP_ROWS
+        return WARPS_AT_ONCE * WARP_ROWS
 
     @property
-    def own(self) -> int:
+    def tokens_per_warp(self) -> int:
         """Tokens of which a warp has rows."""
         return max(1, WARP_ROWS // self.group)
 
     @property
-    def shares(self) -> int:
+    def warps_per_token(self) -> int:
         """Warps that have rows of one token."""
         return max(1, self.group // WARP_ROWS)
 
@@ -93,7 +96,7 @@ class WarpTile(NamedTuple):
     def warps_of(self, token: int) -> int:
         """The warps that have rows of a tile's token, a bit for each."""
         first = token * self.group // WARP_ROWS
-        return ((1 << self.shares) - 1) << first
+        return ((1 << self.warps_per_token) - 1) << first
 
     def start(self, tile, tokens: int):
         """A tile's first token of so many; the last tile may repeat some of the one before."""
@@ -101,7 +104,7 @@ class WarpTile(NamedTuple):
 
     def rows(self, tile, warpgroup, tokens: int):
         """Where a warpgroup's rows of a tile stand among those of so many tokens."""
-        return pl.ds(self.start(tile, tokens) * self.group + warpgroup * self.held, self.held)
+        return pl.ds(self.start(tile, tokens) * self.group + warpgroup * self.warpgroup_rows, self.warpgroup_rows)
 
     def rings(self, room: int, head_dim: int, dtype) -> dict:
         """Shared memory for keys and values of as many steps as `room` bytes hold, and its barriers."""
@@ -119,9 +122,14 @@ def group_rows(heads: int) -> int:
     return max(8, 1 << (heads - 1).bit_length())
 
 
-def name_block(block, warps):
+def pack_block(block, warps):
     """A block of a tile, and the warps that see it, a bit for each, as one number."""
-    return (block << COMPUTING) | warps
+    return (block << COMPUTING_WARPS) | warps
+
+
+def unpack_block(packed):
+    """The block and the warps of `pack_block`."""
+    return lax.shift_right_logical(packed, jnp.int32(COMPUTING_WARPS)), packed & ((1 << COMPUTING_WARPS) - 1)
 
 
 class Step(NamedTuple):
@@ -141,18 +149,18 @@ class WarpTokens:
     """
 
     def __init__(self, shape: WarpTile, warpgroup, ids, gates):
-        warp = warpgroup * TOGETHER + tensor_core.warp_of_thread()
+        warp = warpgroup * WARPS_AT_ONCE + tensor_core.warp_of_thread()
         self._shape, self._ids, self._gates = shape, ids, gates
         self._first = lax.div(warp * WARP_ROWS, jnp.int32(shape.group))
-        self.share = lax.rem(warp, jnp.int32(shape.shares))
+        self.share = lax.rem(warp, jnp.int32(shape.warps_per_token))
         self._second = None  # 1 for rows of the warp's second token
-        if shape.own > 1:
-            row = plgpu.broadcasted_iota(jnp.int32, (shape.held,), 0, layout=ROWS) & (WARP_ROWS - 1)
+        if shape.tokens_per_warp > 1:
+            row = plgpu.broadcasted_iota(jnp.int32, (shape.warpgroup_rows,), 0, layout=ROWS) & (WARP_ROWS - 1)
             self._second = (row >= shape.group).astype(jnp.int32)
 
     def of_tile(self, x, tile) -> "TokensOfTile":
         first = self._shape.start(tile, self._ids.shape[1]) + self._first
-        return TokensOfTile(x, [first + j for j in range(self._shape.own)], self, self._ids, self._gates)
+        return TokensOfTile(x, [first + j for j in range(self._shape.tokens_per_warp)], self, self._ids, self._gates)
 
     def positions(self, first):
         """Of the rows, where the warp's first token is at `first`: int32 [rows], or one for all."""
@@ -172,7 +180,7 @@ class TokensOfTile:
     def __init__(self, x, each: list, mine: WarpTokens, ids, gates):
         self.first, self.each, self._x, self._mine, self._ids, self._gates = each[0], each, x, mine, ids, gates
 
-    def due(self, places):
+    def entries_at(self, places):
         """The blocks at a place of every token's list, -1 behind its end, and their gates as powers of 2."""
         slots = self._ids.shape[2]
         inside = [jnp.minimum(place, slots - 1) for place in places]
@@ -185,31 +193,30 @@ class TokensOfTile:
         return self._mine.spread([jnp.where(some, x, UNSEEN) for some, x in zip(here, gates, strict=True)])
 
 
-def enough(warps, warpgroup, least: int):
-    """Whether `least` warps of a warpgroup are among those that see a block."""
-    mine = lax.shift_right_logical(warps, warpgroup * TOGETHER) & ((1 << TOGETHER) - 1)
-    return sum((mine >> i) & 1 for i in range(TOGETHER)) >= least
+def enough(warps, warpgroup, min_warps: int):
+    """Whether `min_warps` warps of a warpgroup are among those that see a block."""
+    mine = lax.shift_right_logical(warps, warpgroup * WARPS_AT_ONCE) & ((1 << WARPS_AT_ONCE) - 1)
+    return sum((mine >> i) & 1 for i in range(WARPS_AT_ONCE)) >= min_warps
 
 
 class BlockWalk:
     """The walk over the blocks of tiles, through a ring that the copying warpgroup fills and all others free.
 
-    Blocks that `least` warps of a warpgroup see it multiplies at once.
+    Blocks that `min_warps` warps of a warpgroup see it multiplies at once.
     """
 
-    def __init__(self, shape: WarpTile, entries, blocks, full, free, stages: int, least: int):
+    def __init__(self, shape: WarpTile, entries, blocks, full, free, stages: int, min_warps: int):
         self._shape, self._entries, self._blocks, self._full, self._free = shape, entries, blocks, full, free
         self._slot = lambda step: lax.rem(step, jnp.int32(stages))
-        self._stages, self._least = stages, least
+        self._stages, self._min_warps = stages, min_warps
 
     def steps(self, x, tile):
         return self._entries[x, tile] * self._shape.parts
 
-    def _named(self, x, tile, step):
+    def _block(self, x, tile, step):
         """A step's block, and the warps that see it."""
         entry = lax.div(step, jnp.int32(self._shape.parts))
-        name = self._blocks[x, tile, jnp.minimum(entry, self._entries[x, tile] - 1)]
-        return lax.shift_right_logical(name, jnp.int32(COMPUTING)), name & ((1 << COMPUTING) - 1)
+        return unpack_block(self._blocks[x, tile, jnp.minimum(entry, self._entries[x, tile] - 1)])
 
     def _part(self, step):
         return lax.rem(step, jnp.int32(self._shape.parts))
@@ -230,7 +237,7 @@ class BlockWalk:
         """
         def step(s, carry):
             (block, warps), lists, state = carry
-            slot, following, part = self._slot(ring + s), self._named(x, tile, s + 1), self._part(s)  # a step ahead
+            slot, following, part = self._slot(ring + s), self._block(x, tile, s + 1), self._part(s)  # a step ahead
             here = [listed == block for listed in lists[1]]  # lists are places, ids there, gates
             some = here[0] | here[-1]  # a warp has one token or two
             plgpu.barrier_wait(self._full.at[slot])
@@ -238,24 +245,24 @@ class BlockWalk:
             def take(products, places, ids, gates, state):
                 last = part == self._shape.parts - 1
                 after = [place + (seen & last).astype(jnp.int32) for place, seen in zip(places, here, strict=True)]
-                due = tokens.due(after)  # on its way while products are computed
+                upcoming = tokens.entries_at(after)  # on its way while products are computed
                 key = block * self._shape.block + part * self._shape.keys
                 seen = Step(slot, part, key, products)
-                return after, *due, look(seen, here, places, tokens.spread(here, gates), state)
+                return after, *upcoming, look(seen, here, places, tokens.spread(here, gates), state)
 
-            together, alone = (functools.partial(take, products) for products in (OF_WARPGROUP, OF_WARP))
+            together, alone = (functools.partial(take, Products(at_once)) for at_once in (True, False))
             skip = lambda *x: x
             apart = lambda *x: lax.cond(some, alone, skip, *x)
             if self._shape.keys < STEP_KEYS:  # too few for a warpgroup's product with values
                 *lists, state = apart(*lists, state)
             else:
-                many, few = enough(warps, warpgroup, self._least), skip if self._least == 1 else apart
+                many, few = enough(warps, warpgroup, self._min_warps), skip if self._min_warps == 1 else apart
                 *lists, state = lax.cond(many, together, few, *lists, state)
             plgpu.barrier_arrive(self._free.at[slot])
             return following, tuple(lists), state
 
-        places = [jnp.int32(0)] * self._shape.own
-        carry = self._named(x, tile, jnp.int32(0)), (places, *tokens.due(places)), state
+        places = [jnp.int32(0)] * self._shape.tokens_per_warp
+        carry = self._block(x, tile, jnp.int32(0)), (places, *tokens.entries_at(places)), state
         return lax.fori_loop(jnp.int32(0), self.steps(x, tile), step, carry)[2]
 
     def copy_tiles(self, ctas: int, rows_of: Callable, rows, full, free, rings):
@@ -290,7 +297,7 @@ class BlockWalk:
         keys = self._shape.keys
 
         def fetch(s, block):
-            slot, following = self._slot(ring + s), self._named(x, tile, s + 1)[0]
+            slot, following = self._slot(ring + s), self._block(x, tile, s + 1)[0]
             rows = pl.ds(block * self._shape.block + self._part(s) * keys, keys)
 
             @pl.when(ring + s >= self._stages)
@@ -302,7 +309,7 @@ class BlockWalk:
             return following
 
         steps = self.steps(x, tile)
-        lax.fori_loop(jnp.int32(0), steps, fetch, self._named(x, tile, jnp.int32(0))[0])
+        lax.fori_loop(jnp.int32(0), steps, fetch, self._block(x, tile, jnp.int32(0))[0])
         return ring + steps
 
 

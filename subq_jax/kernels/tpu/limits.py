@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from subq_jax.kernels.tpu.choose import ChoiceSizes
 from subq_jax.kernels.tpu.tile import LANES, VMEM, AttendSizes, Slots
-from subq_jax.kernels.xla.selective import few_queries
+from subq_jax.kernels.xla.selective import few_queries, unsupported_cache
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 
@@ -24,10 +24,8 @@ def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
         return f"block_size must be a multiple of {rows[inputs.q.dtype]} in {inputs.q.dtype}, got {config.block_size}"
     if LANES % group:
         return f"query heads of a KV head must divide {LANES}, got {group}"
-    few = few_queries(inputs.q.shape[1], inputs.k.shape[1], config)
-    if few and inputs.k.shape[1] % config.block_size:
-        return (f"a cache must hold a multiple of block_size={config.block_size} positions to be decoded from, "
-                f"got {inputs.k.shape[1]}")
+    if reason := unsupported_cache(inputs, config):
+        return reason
     slots = config.sink_blocks + config.local_blocks + config.num_blocks
     if slots > MAX_SLOTS:
         return f"a query must see at most {MAX_SLOTS} blocks, got {slots}"
@@ -37,6 +35,7 @@ def unsupported(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
         return (f"choosing must fit {VMEM >> 20} MiB of VMEM, got {needed / 2**20:.0f} MiB for router_dim={router} "
                 f"in {router_type}")
     sizes = AttendSizes().fit(group, head_dim, itemsize)
+    few = few_queries(inputs.q.shape[1], inputs.k.shape[1], config)
     rows_of_block = config.block_size * (kv_heads if few else 1)  # a cache's blocks hold all heads
     needed = sizes.vmem(group, head_dim, itemsize, rows_of_block, Slots(slots, 0, router).lanes)
     if needed > VMEM:

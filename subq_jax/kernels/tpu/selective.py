@@ -7,7 +7,6 @@ keys, values and summaries along the lists' inverse.
 """
 
 import functools
-import warnings
 from typing import NamedTuple
 
 import jax
@@ -34,20 +33,18 @@ from subq_jax.kernels.xla.layout import (
     whole_rows,
 )
 from subq_jax.kernels.xla.selective import (
-    attend_chosen,
     choose,
+    fall_back,
+    few_backward,
     few_queries,
-    local_ids,
-    sink_ids,
     weighted_summaries,
-    xla_selective_attention,
 )
 from subq_jax.kernels.xla.tile import row_delta
 from subq_jax.selection.choose import in_order
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.summaries import score_scale, split_blocks
-from subq_jax.selection.visibility import QueryPlace, clear_absent_keys
+from subq_jax.selection.visibility import QueryPlace, clear_absent_keys, local_ids, sink_ids
 
 CHOICE_SIZES, ATTEND_SIZES = ChoiceSizes(), AttendSizes()
 WHOLE, CHUNK = 1 << 20, 1 << 18  # queries times KV heads laid out at once; more than WHOLE go in parts of CHUNK
@@ -64,19 +61,20 @@ def tpu_selective_attention(
     q, k, v, router_q, tree, place, present, selection = inputs
     reason = unsupported(inputs, config)
     if reason is not None:
-        warnings.warn(f'implementation="tpu" falls back to "xla": {reason}', stacklevel=4)
-        return xla_selective_attention(inputs, config, gate=gate)
-    few = few_queries(q.shape[1], k.shape[1], config)
-    if selection is None and not config.fanouts and not few:
+        return fall_back("tpu", reason, inputs, config, gate=gate)
+    if few_queries(q.shape[1], k.shape[1], config):
+        chosen, scores = choose(router_q, tree, place, config, selection, few=True)
+        scores = scores if gate else jnp.zeros_like(scores)
+        out = _attend_few(config, gate, q, k, v, router_q, tree.levels[0], chosen, scores, place, present)
+        return out, in_order(chosen).swapaxes(1, 2)
+    if selection is None and not config.fanouts:
         router_q_fixed, summaries = jax.lax.stop_gradient((router_q, tree.levels[0]))
         chosen, scores = best_blocks(router_q_fixed, summaries, place, config, CHOICE_SIZES)
     else:
         chosen, scores = (fold(x).swapaxes(1, 2) for x in choose(router_q, tree, place, config, selection))
     scores = scores if gate else jnp.zeros_like(scores)
-    attend = _attend_few if few else _attend
-    out = attend(config, gate, q, k, v, router_q, tree.levels[0], chosen, scores, place, present)
-    chosen = by_query(chosen, q.shape[0])
-    return out, in_order(chosen) if few else chosen
+    out = _attend(config, gate, q, k, v, router_q, tree.levels[0], chosen, scores, place, present)
+    return out, by_query(chosen, q.shape[0])
 
 
 def by_query(x, batch: int):
@@ -169,6 +167,7 @@ def _attend_few(config, gate, q, k, v, router_q, summaries, chosen, scores, plac
 
 def _attend_few_forward(config, gate, *arrays):
     q, k, v, router_q, _, chosen, scores, place, _ = arrays
+    chosen, scores = (fold(x).swapaxes(1, 2) for x in (chosen, scores))
     (batch, queries), kv_heads, size = q.shape[:2], k.shape[2], config.block_size
     sizes = sizes_for(q, k)
     tokens = sizes.tokens(q.shape[2] // kv_heads)
@@ -181,15 +180,7 @@ def _attend_few_forward(config, gate, *arrays):
     return out[:, : queries * kv_heads].reshape(q.shape), arrays
 
 
-def _attend_few_backward(config, gate, arrays, d_out):
-    """XLA's: training has as many queries as keys, so that nothing waits for these."""
-    *differentiable, chosen, scores, place, present = arrays
-    by_head = lambda x: by_query(x, d_out.shape[0]).swapaxes(1, 2)
-    attend = lambda *x: attend_chosen(config, gate, *x, by_head(chosen), by_head(scores), place, present)
-    return *jax.vjp(attend, *differentiable)[1](d_out), None, None, None, None
-
-
-_attend_few.defvjp(_attend_few_forward, _attend_few_backward)
+_attend_few.defvjp(_attend_few_forward, few_backward)
 
 
 def sizes_for(q, k) -> AttendSizes:

@@ -9,6 +9,11 @@ def fold(x):
     return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
+def unfold(x, batch: int):
+    """[X, ...] -> [B, K, ...]."""
+    return x.reshape(batch, x.shape[0] // batch, *x.shape[1:])
+
+
 def fold_keys(x):
     """[B, S, K, H] -> [X, S, H]."""
     return fold(x.swapaxes(1, 2))
@@ -22,13 +27,13 @@ def fold_queries(x, kv_heads: int):
 
 def unfold_queries(x, batch: int):
     """[X, T, G, H] -> [B, T, N, H]."""
-    x = jnp.moveaxis(x.reshape(batch, x.shape[0] // batch, *x.shape[1:]), 1, 2)
+    x = unfold_keys(x, batch)
     return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], x.shape[4])
 
 
 def unfold_keys(x, batch: int):
     """[X, S, H] -> [B, S, K, H]."""
-    return x.reshape(batch, x.shape[0] // batch, *x.shape[1:]).swapaxes(1, 2)
+    return unfold(x, batch).swapaxes(1, 2)
 
 
 def repeat_heads(x, kv_heads: int):

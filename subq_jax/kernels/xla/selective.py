@@ -6,6 +6,7 @@ that recomputes every tile from the saved selection, output and log-sum-exp. Res
 """
 
 import functools
+import warnings
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from subq_jax.kernels.xla.layout import (
     fold_queries,
     map_query_chunks,
     repeat_heads,
+    unfold,
     unfold_keys,
     unfold_queries,
 )
@@ -40,7 +42,7 @@ from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.summaries import score_scale, split_blocks
 from subq_jax.selection.tree import SummaryTree, search_tree
-from subq_jax.selection.visibility import QueryPlace, clear_absent_keys, nothing_for_padding
+from subq_jax.selection.visibility import QueryPlace, clear_absent_keys, nothing_for_padding, sink_ids
 
 
 def xla_selective_attention(
@@ -58,6 +60,22 @@ def xla_selective_attention(
     scores = scores if gate else jnp.zeros_like(scores)
     out = attend_chosen(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present)
     return out, (in_order(chosen) if few else chosen).swapaxes(1, 2)
+
+
+def fall_back(
+    name: str, reason: str, inputs: SelectiveInputs, config: SelectionConfig, *, gate: bool
+) -> tuple[Outputs, Selection]:
+    """`xla_selective_attention` in place of the implementation `name`, with a warning that says why."""
+    warnings.warn(f'implementation="{name}" falls back to "xla": {reason}', stacklevel=5)  # at the public call
+    return xla_selective_attention(inputs, config, gate=gate)
+
+
+def unsupported_cache(inputs: SelectiveInputs, config: SelectionConfig) -> str | None:
+    """Why kernels that read whole blocks from the caches cannot decode; None where they can, or nothing is decoded."""
+    length, size = inputs.k.shape[1], config.block_size
+    if few_queries(inputs.q.shape[1], length, config) and length % size:
+        return f"a cache must hold a multiple of block_size={size} positions to be decoded from, got {length}"
+    return None
 
 
 def choose(
@@ -133,19 +151,6 @@ def _keys(config, x, present):
     return fold_keys(x), fold(split_blocks(x, config.block_size))
 
 
-def sink_ids(place: QueryPlace, config: SelectionConfig):
-    """Sink blocks that are not local too: int32 [B, T, sink_blocks], -1 for none."""
-    sinks = place.first_block[..., None] + jnp.arange(config.sink_blocks, dtype=jnp.int32)[None, None]
-    apart = (sinks <= place.block[..., None] - config.local_blocks) & place.exists[..., None]
-    return jnp.where(apart, sinks, -1)
-
-
-def local_ids(place: QueryPlace, config: SelectionConfig):
-    """Local blocks of every query, its own first: int32 [B, T, local_blocks], -1 for none."""
-    local = place.block[..., None] - jnp.arange(config.local_blocks, dtype=jnp.int32)[None, None]
-    return jnp.where((local >= place.first_block[..., None]) & place.exists[..., None], local, -1)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def attend_chosen(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present):
     """Attention [B, T, N, H] to sink blocks, local blocks and `chosen` [B, K, T, M], whose float32 `scores` count."""
@@ -184,10 +189,33 @@ def _attend_backward(config, gate, residuals, d_out):
     dv = unfold_keys(local[2] + join(dv), batch).astype(v.dtype)
     d_router_q, d_summaries = jnp.zeros_like(router_q), jnp.zeros_like(summaries)
     if gate:
-        d_scores = d_bias[..., sinks:].reshape(chosen.shape) * score_scale(router_q.shape[-1])
-        d_router_q = weighted_summaries(d_scores, summaries, chosen).astype(router_q.dtype)
-        d_summaries = (d_side.reshape(summaries.shape) * score_scale(router_q.shape[-1])).astype(summaries.dtype)
+        d_scores = unfold(d_bias[..., sinks:], batch)
+        d_router_q, d_summaries = router_gradients(d_scores, unfold(d_side, batch), router_q, summaries, chosen)
     return dq, dk, dv, d_router_q, d_summaries, None, None, None, None
+
+
+def few_backward(config, gate, arrays, d_out):
+    """The backward pass of `attend_chosen`'s arguments, for kernels that decode and have none of their own.
+
+    Training has as many queries as keys, so that nothing waits for these gradients.
+    """
+    *differentiable, chosen, scores, place, present = arrays
+    attend = lambda *x: attend_chosen(config, gate, *x, chosen, scores, place, present)
+    return *jax.vjp(attend, *differentiable)[1](d_out), None, None, None, None
+
+
+def router_gradients(d_scores, d_side, router_q, summaries, chosen):
+    """Gradients of router_q [B, T, K, R] and summaries [B, K, NB, R], in their dtypes, through the gates.
+
+    Args:
+      d_scores: float32 [B, K, T, M], the gradients of the scores of `chosen`, whose places without a block are 0.
+      d_side: float32 [B, K, NB, R], every block's sum of router queries times `d_scores`.
+      router_q, summaries: what was scored.
+      chosen: int32 [B, K, T, M], -1 for none.
+    """
+    scale = score_scale(router_q.shape[-1])
+    d_router_q = weighted_summaries(d_scores * scale, summaries, chosen)
+    return d_router_q.astype(router_q.dtype), (d_side * scale).astype(summaries.dtype)
 
 
 def weighted_summaries(weights, summaries, chosen):

@@ -7,6 +7,7 @@ Leading axes are free (`...`); `m` query tokens, `G` heads of a KV head, `n` key
 Partial results of several tiles merge by their log-sum-exp, as in FlashAttention (arXiv 2205.14135).
 """
 
+import functools
 import math
 
 import jax
@@ -89,9 +90,16 @@ def row_delta(d_out, out):
 
 
 def merge(parts):
-    """Merges partial results [(out, lse), ...] over disjoint keys into one (out, lse)."""
-    total = parts[0][1]
-    for _, lse in parts[1:]:
-        total = jnp.logaddexp(total, lse)
-    out = sum(jnp.exp(lse - total)[..., None] * part for part, lse in parts)
-    return jnp.where((total > NO_KEYS / 2)[..., None], out, 0.0), total
+    """Merges partial results [(out [..., H], lse [...]), ...] over disjoint keys into one (out, lse)."""
+    out, lse = functools.reduce(merge_two, ((out, lse[..., None]) for out, lse in parts))
+    return jnp.where(lse > NO_KEYS / 2, out, 0.0), lse[..., 0]
+
+
+def merge_two(one, other):
+    """Two partial results (out, lse) as one, where `lse` broadcasts to `out`.
+
+    Weights are shares of the two, which add up to 1 however much of a large log-sum-exp is rounded away.
+    """
+    (out, lse), (other_out, other_lse) = one, other
+    out = jax.lax.logistic(lse - other_lse) * out + jax.lax.logistic(other_lse - lse) * other_out
+    return out, jnp.logaddexp(lse, other_lse)
