@@ -36,7 +36,7 @@ def small_run(arg: str) -> ConfigDict:
     config.model.block_size = 8
     config.model.sink_blocks = 1
     config.model.local_blocks = 1
-    config.model.fanouts = ()  # flat choosing; a tree pays from about a million tokens on
+    config.model.fanouts = ()  # flat choosing: a tree of that choice makes half of its products or more (docs/gpu.md)
     config.model.beam_width = 32
     config.model.router_dim = 128
     config.model.router_window = 1  # a wider one makes neighbours choose alike: fewer distinct blocks for a tile

@@ -13,6 +13,7 @@ from absl import logging as absl_logging
 from rich.console import Console
 from rich.table import Table
 
+from experiments.program import refuse_arguments
 from subq_jax.attention.mechanisms import Mechanism
 from subq_jax.files import append_row, write_text
 from subq_jax.reporting.plots import cost_vs_length
@@ -155,9 +156,8 @@ def _shown(row: Row, metric: str) -> str:
 
 
 def start(argv: list[str], workdir: str, check: Callable[[], None]) -> Path:
-    """The folder of results, made; raises UsageError for left-over arguments and for what `check` refuses."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}")
+    """The folder of results, made; ends in one line for left-over arguments and for what `check` refuses."""
+    refuse_arguments(argv)
     try:
         check()
     except ValueError as error:

@@ -15,9 +15,10 @@ plots. With `--fanouts` the arms with a router choose through a tree. A length w
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from flax import nnx
 
+from experiments import program
 from experiments.benchmark import (
     BEAM,
     BLOCK,
@@ -137,4 +138,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

@@ -126,7 +126,8 @@ def account(kernel: str, shape: str) -> dict:
             "serialized": "wgmma.mma_async instructions are serialized" in found}  # so that no product overlaps another
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
+    """Compiles every kernel at every shape, each in a process of its own."""
     if argv[1:2] == ["--child"]:
         lower(*argv[2:])
         with tempfile.TemporaryDirectory() as folder:

@@ -17,7 +17,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments.program import open_output, run
+from experiments.program import open_output, refuse_arguments, run
 from experiments.tpu_programs import (
     CONFIG,
     HEAD_DIM,
@@ -101,8 +101,7 @@ def check_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Compiles every case, or prints the estimates."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    refuse_arguments(argv)
     check_flags()
     cases = [(int(length), *pair) for length in _LENGTHS.value for pair in head_pairs()]
     if _ROOFLINE.value:

@@ -1,9 +1,10 @@
-"""How the programs start that a user gives a config or a run: `run(main)` in place of `absl.app.run(main)`.
+"""How the programs start: `run(main)` in place of `absl.app.run(main)`.
 
 `refuse_arguments` ends those that are given more than flags. `open_output` opens what the programs write that have one
 file of rows in place of a workdir.
 """
 
+import functools
 import os
 from pathlib import Path
 from typing import TextIO
@@ -13,7 +14,7 @@ from absl import app, flags
 
 def run(main) -> None:
     """Runs `main(argv)`; a wrong flag, or a config that cannot be loaded, ends in one line, not in a trace."""
-    app.run(main, flags_parser=_parse)
+    app.run(functools.partial(_in_one_line, main), flags_parser=_parse)
 
 
 def refuse_arguments(argv: list[str]) -> None:
@@ -27,6 +28,13 @@ def open_output(path: str | None) -> TextIO:
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     return open(path or os.devnull, "a", encoding="utf-8")
+
+
+def _in_one_line(main, argv: list[str]) -> None:
+    try:
+        main(argv)
+    except app.UsageError as error:
+        raise SystemExit(str(error)) from None
 
 
 def _parse(argv: list[str]) -> list[str]:

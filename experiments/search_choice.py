@@ -14,7 +14,7 @@ from absl import logging as absl_logging
 from rich.console import Console
 from rich.table import Table
 
-from experiments.program import run
+from experiments.program import refuse_arguments, run
 from subq_jax.evaluation import SketchSearch, TreeSearch, search_statistics
 from subq_jax.evaluation.routing import held_out_tokens
 from subq_jax.files import write_rows
@@ -42,8 +42,7 @@ def searches() -> list[TreeSearch | SketchSearch]:
 
 def main(argv: list[str]) -> None:
     """Runs the search and writes its results."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    refuse_arguments(argv)
     absl_logging.set_verbosity(absl_logging.WARNING)
     grid, workdir = searches(), Path(_WORKDIR.value).absolute()
     try:

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments.program import run
+from experiments.program import refuse_arguments, run
 from experiments.sweep_grid import Cell, grid
 from experiments.sweep_workers import make_workers
 from subq_jax.data import data_info
@@ -173,8 +173,8 @@ def _run_chosen(config, chosen, every, workdir, parallel, gpus, console) -> list
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    """Runs the cells that are not finished, and writes the report."""
+    refuse_arguments(argv)
     absl_logging.set_verbosity(absl_logging.WARNING)
     try:
         failed = run_sweep(_CONFIG.value, Path(_WORKDIR.value).absolute(), pattern=_CELLS.value,

@@ -124,6 +124,7 @@ def _read_requests(requests: queue.Queue) -> None:
 
 
 def main(argv: list[str]) -> None:
+    """Runs the cells that it is sent, one after another."""
     del argv
     if _CORES.value and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in _CORES.value})  # before XLA counts cores for its thread pool

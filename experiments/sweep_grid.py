@@ -12,8 +12,8 @@ from subq_jax.data.recall import check_eval_length
 from subq_jax.reporting.results import Row
 from subq_jax.training import check_config
 
-_FIELDS = ("tasks", "mechanisms", "budgets", "learning_rates", "seeds", "eval_lengths", "eval_batches",
-           "eval_batch_size", "timing_repeats")
+_LISTS = ("mechanisms", "budgets", "learning_rates", "seeds", "eval_lengths")
+_FIELDS = ("tasks", *_LISTS, "eval_batches", "eval_batch_size", "timing_repeats")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +55,11 @@ def grid(config: ConfigDict) -> list[Cell]:
     if set(sweep) != set(_FIELDS):
         raise ValueError(f"config.sweep must have exactly the fields {_FIELDS}, got {tuple(sweep)}")
     check_mapping("sweep.tasks", sweep.tasks)
-    for name in ("mechanisms", "budgets", "learning_rates", "seeds", "eval_lengths"):
-        if not isinstance(sweep[name], list | tuple):
+    for name in ("tasks", *_LISTS):
+        if name in _LISTS and not isinstance(sweep[name], list | tuple):
             raise ValueError(f"sweep.{name} must be a tuple of values, got {sweep[name]!r}")
-    for name in ("tasks", "mechanisms", "budgets", "seeds", "eval_lengths"):
-        if not sweep[name]:
+        if not sweep[name] and name != "learning_rates":
             raise ValueError(f"sweep.{name} must not be empty")
-    for name in ("tasks", "mechanisms", "budgets", "learning_rates", "seeds", "eval_lengths"):
         if len(set(sweep[name])) < len(sweep[name]):
             raise ValueError(f"sweep.{name} must not repeat itself, got {sweep[name]}")
     for name, floor in (("eval_batches", 1), ("eval_batch_size", 1), ("timing_repeats", 0)):

@@ -8,11 +8,11 @@ import logging
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from experiments.program import run
+from experiments.program import refuse_arguments, run
 from subq_jax.parallel import maybe_initialize_distributed, parse_mesh
 from subq_jax.training import train
 
@@ -29,8 +29,8 @@ logger = logging.getLogger("subq_jax")
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    """Trains, or goes on where the workdir stands."""
+    refuse_arguments(argv)
     if not flags.FLAGS["verbosity"].present:
         # Orbax tells of its every move at the usual verbosity; this package's own messages stay.
         absl_logging.set_verbosity(absl_logging.WARNING)

@@ -16,8 +16,10 @@ Inside kernels also:
 
     X   rows of a kernel, B * K      m   query tokens of a tile
     J   blocks listed for a query    E   (query, block) entries of a tile
-    W   tiles of a step              P   places of all tiles together, or query tokens filled up: to whole tiles, on
-    L   lanes of a query's line          a GPU to one at least; G is filled up to 8, 16 or 32 in rows of its kernels
+    W   tiles of a step              L   lanes of a query's line
+    P   query tokens, filled up to whole tiles (on a GPU to one tile at least); in `xla/` places of all tiles together
+
+Rows of the GPU's kernels, [X, P * G, ...], hold G filled up to 8, 16 or 32.
 
 The aliases carry shapes for the reader and for jaxtyping's run-time checkers. On an accelerator image without
 jaxtyping they fall back to `jax.Array`, so that attention, selection, kernels and model need jax and flax only.
@@ -36,6 +38,7 @@ try:
     RouterKeys = Float[jax.Array, "B S K R"]
     Summaries = Float[jax.Array, "B K NB R"]
     Scores = Float[jax.Array, "B K T NB"]
+    ListedScores = Float[jax.Array, "B K T J"]
     Selection = Int[jax.Array, "B T K M"]
     ChosenBlocks = Int[jax.Array, "B K T M"]  # a selection in the order of scores
     SegmentIds = Int[jax.Array, "B S"]
@@ -44,5 +47,5 @@ try:
     Tokens = Int[jax.Array, "B T"]
     Logits = Float[jax.Array, "B T V"]
 except ImportError:
-    Queries = Keys = Values = Outputs = RouterQueries = RouterKeys = Summaries = Scores = jax.Array
+    Queries = Keys = Values = Outputs = RouterQueries = RouterKeys = Summaries = Scores = ListedScores = jax.Array
     Selection = ChosenBlocks = SegmentIds = PerSequence = Activations = Tokens = Logits = jax.Array

@@ -31,6 +31,7 @@ from subq_jax.selection.visibility import QueryPlace, is_candidate, is_local, is
 
 RUN = 16  # neighbouring tokens of a run
 NEIGHBOURS = (4, 8, 16)
+OF_A_TREE = ("tree_recall", "certified")
 SEARCHED_BATCHES = 16  # of text, for rows that one document fills
 
 
@@ -55,12 +56,14 @@ def held_out_routing(
 ) -> dict[str, float | None]:
     """`routing_statistics` on one held-out batch, names prefixed by `routing_`; {} for a model without a router.
 
-    None stands for what is not a number, as JSON has none.
+    Those of a tree only where the model has one. None stands for what is not a number, as JSON has none.
     """
     if model.config.mechanism not in ROUTED or "selective" not in model.config.layer_kinds:
         return {}
     tokens = held_out_tokens(model, data_config, length=length, batch_size=batch_size, seed=seed)
     stats = routing_statistics(model, tokens)
+    if not model.config.fanouts:
+        stats = {name: value for name, value in stats.items() if name not in OF_A_TREE}
     return {f"routing_{name}": value if math.isfinite(value) else None for name, value in stats.items()}
 
 

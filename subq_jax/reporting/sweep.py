@@ -107,8 +107,9 @@ def _routing_section(task, rows):
     shown = [metric for metric in _ROUTING if any(row.get(metric) is not None for row in rows)]
     parts = ["<h3>Routing</h3>"] if shown else []
     for metric in shown:
+        routed = [row for row in rows if row.get(metric) is not None]
         parts += [image(png, title) for _, title, png in _plots(task, rows, metric)]
-        parts += [element("p", f"{_ROUTING[metric].capitalize()}:"), _table_by_length(rows, metric, ".3f")]
+        parts += [element("p", f"{_ROUTING[metric].capitalize()}:"), _table_by_length(routed, metric, ".3f")]
     return parts
 
 

@@ -14,7 +14,7 @@ def num_key_blocks(length: int, block_size: int) -> int:
 
 
 def split_blocks(x, block_size: int):
-    """[B, S, K, X] -> [B, K, NB, c, X], zeros after the last token."""
+    """[B, S, K, R] -> [B, K, NB, c, R] of any width R, zeros after the last token."""
     batch, length, heads, width = x.shape
     blocks = num_key_blocks(length, block_size)
     x = jnp.pad(x, ((0, 0), (0, blocks * block_size - length), (0, 0), (0, 0)))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from subq_jax.axes import ChosenBlocks, PerSequence, RouterKeys, RouterQueries, Scores, Summaries
+from subq_jax.axes import ChosenBlocks, ListedScores, PerSequence, RouterKeys, RouterQueries, Summaries
 from subq_jax.selection.choose import block_scores, masked_scores, scores_of
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.summaries import block_summaries, num_key_blocks, pool
@@ -36,7 +36,7 @@ class TreeChoice(NamedTuple):
     """What a search found: block ids [B, K, T, M] ascending, then -1; their scores; bool [B, K, T]."""
 
     chosen: ChosenBlocks
-    scores: Scores
+    scores: ListedScores
     certified: jax.Array
 
 

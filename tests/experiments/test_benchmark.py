@@ -4,9 +4,13 @@ import functools
 import json
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 from programs import program, refusal
 
+from experiments import selective_check
+from subq_jax import SelectionConfig, selective_attention
 from subq_jax.attention.mechanisms import MECHANISMS, SELECTING
 from subq_jax.files import read_rows
 
@@ -28,7 +32,10 @@ def test_a_tree_is_timed_and_the_quadratic_arm_is_left_out_in_time(tmp_path):
     assert done.returncode == 0, done.stderr
     assert {row["length"] for row in read_rows(tmp_path / "results.jsonl")} == {64, 128}
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["flags"]["fanouts"] == ["2", "2"] and report["selective_relative_error"] < 1e-5
+    assert report["flags"]["fanouts"] == ["2", "2"]
+    compared = report["selective_against_reference"]
+    assert list(compared) == ["64", "128"]
+    assert all(found["relative_error"] < 1e-5 and found["choice_recall"] == 1 for found in compared.values())
     assert set(report["slopes"]["selective 32 forward"]) == {"seconds", "temp_bytes"}
     assert "selective 32 choosing" in report["slopes"]
 
@@ -61,3 +68,24 @@ def test_decoding_steps_are_timed_and_what_is_not_installed_is_left_out(tmp_path
 ])
 def test_wrong_flags_are_named(tmp_path, flag, message):
     assert re.search(message, refusal(benchmark(tmp_path, flag), tmp_path))
+
+
+@pytest.mark.parametrize(("of_output", "of_choice", "error", "recall"), [(1, 0, 0, 1), (2, 0, 1, 1), (1, 1, 0, 0)])
+def test_wrong_outputs_and_wrong_choices_show(monkeypatch, of_output, of_choice, error, recall):
+    config = SelectionConfig(block_size=8, num_blocks=1, local_blocks=1, sink_blocks=1)
+    shapes = [(1, 40, heads, 8) for heads in (2, 1, 1, 1, 1)]
+    values = [jax.random.normal(key, shape) for key, shape in zip(jax.random.split(jax.random.key(0), 5), shapes,
+                                                                           strict=True)]
+
+    def attend(*arguments, implementation, selection=None, **options):
+        if implementation == "reference":
+            return selective_attention(*arguments, selection=selection, implementation=implementation, **options)
+        _, chosen = selective_attention(*arguments, **options)
+        chosen = jnp.where(chosen < 0, chosen, chosen % 3 + 1 if of_choice else chosen)  # another candidate of 1, 2, 3
+        out = selective_attention(*arguments, selection=chosen, **options | {"return_selection": False})
+        return of_output * out, chosen
+
+    monkeypatch.setattr(selective_check, "selective_attention", attend)
+    monkeypatch.setattr(selective_check, "MAX_CHECKED", 8)  # those in block 4, who choose one of 1, 2, 3
+    found = selective_check.compare_with_reference(values, config, "xla")
+    assert found["relative_error"] == pytest.approx(error, abs=1e-5) and found["choice_recall"] == recall

@@ -28,4 +28,5 @@ def test_a_run_is_scored_in_parts(tmp_path):
 
 def test_a_folder_without_a_run_is_named(tmp_path):
     done = far(tmp_path)
-    assert done.returncode != 0 and "FileNotFoundError" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert f"workdir {tmp_path} must hold a run, got no file config.json there" in done.stderr

@@ -28,7 +28,7 @@ def test_the_tokenizer_is_written_once_and_never_another(tmp_path):
 
 
 def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="must hold a finished run, got no file config.json"):
+    with pytest.raises(ValueError, match="must hold a run, got no file config.json"):
         TrainedRun(str(tmp_path), device="cuda:0")
     with pytest.raises(ValueError, match="batch_size must be 1: .* got 'auto'"):
         TrainedRun(str(tmp_path), batch_size="auto")

@@ -1,9 +1,11 @@
 """The search for cheaper choosing, on a run of ten steps."""
 
 import functools
+import subprocess
+import sys
 
 import pytest
-from programs import program
+from programs import ROOT, program
 
 from subq_jax.files import read_rows
 
@@ -26,4 +28,28 @@ def test_every_search_of_the_grids_is_judged(tmp_path):
 
 def test_a_folder_without_a_run_is_named(tmp_path):
     done = search(tmp_path)
-    assert done.returncode != 0 and "FileNotFoundError" in done.stderr and "config.json" in done.stderr
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert f"workdir {tmp_path} must hold a run, got no file config.json there" in done.stderr
+
+
+def test_sketches_are_fitted_to_other_sequences_than_those_that_are_searched():
+    """In a process of its own: two programs' flags of one name cannot be defined together."""
+    script = """
+import sys, types
+import numpy as np
+from absl import flags
+from experiments import search_choice
+
+def search_statistics(model, tokens, searches, fitted_to):
+    print(tokens.tolist(), fitted_to.tolist())
+    raise ValueError("seen enough")
+
+search_choice.stored_config = lambda workdir: types.SimpleNamespace(data=None, seed=0)
+search_choice.train = lambda config, workdir: types.SimpleNamespace(model=None)
+search_choice.held_out_tokens = lambda *args, batch_size, **options: np.arange(batch_size).reshape(batch_size, 1)
+search_choice.search_statistics = search_statistics
+flags.FLAGS(["search_choice", "--workdir=none", "--batch_size=2"])
+search_choice.main(sys.argv)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert "seen enough" in done.stderr and done.stdout == "[[0], [1]] [[2], [3]]\n"
