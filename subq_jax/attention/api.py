@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from subq_jax.attention import checks
 from subq_jax.attention.reference import reference_selective_attention
@@ -12,6 +13,7 @@ from subq_jax.axes import Keys, Outputs, PerSequence, Queries, RouterKeys, Route
 from subq_jax.kernels.gpu.limits import on_hopper
 from subq_jax.kernels.gpu.selective import gpu_selective_attention
 from subq_jax.kernels.tpu.selective import tpu_selective_attention
+from subq_jax.kernels.xla.layout import vary_alike
 from subq_jax.kernels.xla.selective import few_queries, xla_selective_attention
 from subq_jax.parallel.sharding import active_mesh
 from subq_jax.selection.config import SelectionConfig
@@ -103,14 +105,15 @@ def selective_attention(
         raise ValueError(f"implementation must be one of {sorted(IMPLEMENTATIONS)} or None, got {implementation!r}")
     place, present = checks.locate(q, k, q_offset, kv_length, segment_ids, config.block_size)
     if selection is not None:
-        selection = jnp.asarray(selection, jnp.int32)  # a narrow type cannot hold every block id
+        narrow = selection.astype(np.int32)  # narrower types cannot hold every block id, ids of wider ones wrap around
+        selection = jnp.where(narrow == selection, narrow, -1)
     q, router_q = (clear_padding_rows(x, place) for x in (q, router_q))
     if tree is None:
         tree = build_tree(clear_absent_keys(router_k, present), config)
     elif name == "reference" or not few_queries(q.shape[1], k.shape[1], config):
         # A few queries read the summaries of their candidates alone; clearing would copy all for every token decoded.
         tree = clear_incomplete_nodes(tree, checks.check_kv_length(kv_length, k.shape[0], k.shape[1]), config)
-    inputs = SelectiveInputs(q, k, v, router_q, tree, place, present, selection)
+    inputs = vary_alike(SelectiveInputs(q, k, v, router_q, tree, place, present, selection))
     attend = functools.partial(IMPLEMENTATIONS[name], config=config, gate=gate)
     out, chosen = attend_sharded(attend, inputs) if name in KERNELS else attend(inputs)
     return (out, chosen) if return_selection else out

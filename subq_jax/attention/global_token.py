@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from subq_jax.attention import checks
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, SegmentIds, Values
 from subq_jax.checks import check_integer
-from subq_jax.kernels.xla.layout import fold_keys, fold_queries, repeat_heads, unfold_queries
+from subq_jax.kernels.xla.layout import fold_keys, fold_queries, repeat_heads, unfold_queries, vary_alike
 from subq_jax.kernels.xla.slots import Bounds, Sizes, slot_attention
 from subq_jax.selection.summaries import num_key_blocks, split_blocks
 from subq_jax.selection.visibility import clear_absent_keys, clear_padding_rows, document_starts, nothing_for_padding
@@ -76,7 +76,7 @@ def global_token_attention(
     bounds = Bounds(*(repeat_heads(x, kv_heads) for x in (lower, place.position, place.first_block, place.exists)))
     sizes = Sizes(window, min(slot_query.shape[0], slots.key.shape[1]), block_size)
     arrays = (fold_queries(q, kv_heads), *(fold_keys(x) for x in (k, v, *slots)))
-    return unfold_queries(slot_attention(sizes, *arrays, bounds), batch)
+    return unfold_queries(slot_attention(sizes, *vary_alike((*arrays, bounds))), batch)
 
 
 def block_slots(k: Keys, v: Values, slot_query: jax.Array, block_size: int) -> Slots:
@@ -124,8 +124,9 @@ def _summarise(blocks: _Blocks, slot_query, slots: Slots | None, start, count: i
     """`slots`, with `count` summaries from block `start` on computed anew; all of them where `slots` is None."""
     batch, kv_heads, total, _, head_dim = blocks.key.shape
     num_slots = slot_query.shape[0]
+    blocks, slot_query, slots = vary_alike((blocks, slot_query, slots))
     if slots is None:
-        empty = jnp.zeros((batch, total, kv_heads, head_dim), blocks.key.dtype)
+        empty = jnp.zeros_like(blocks.key, shape=(batch, total, kv_heads, head_dim))
         slots, start, count = Slots(empty, empty), 0, total
     start = jnp.minimum(start, total - count)
     # Before the first block stand as many empty summaries as there are slots; the scan shifts the latest ones along.

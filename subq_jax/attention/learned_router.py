@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from subq_jax.attention import checks
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, SegmentIds, Selection, Values
 from subq_jax.kernels.xla.dense import chunk_rows
-from subq_jax.kernels.xla.layout import fold_keys, fold_queries, map_query_chunks, repeat_heads, unfold_queries
+from subq_jax.kernels.xla.layout import (
+    fold_keys,
+    fold_queries,
+    map_query_chunks,
+    repeat_heads,
+    unfold_queries,
+    vary_alike,
+)
 from subq_jax.kernels.xla.mass import block_mass, divergence
 from subq_jax.kernels.xla.tokens import listed_attention
 from subq_jax.selection.choose import choose_blocks, matmul_precision
@@ -67,8 +74,8 @@ def learned_router_attention(
     chosen = choose_tokens(index, place, config)
     always = jnp.concatenate([sink_ids(place, config), local_ids(place, config)], axis=-1)
     ids = jnp.concatenate([repeat_heads(always, kv_heads), fold_keys(chosen)], axis=-1)
-    out = listed_attention(fold_queries(q, kv_heads), fold_keys(k), fold_keys(v), ids)
-    out = unfold_queries(out, batch)
+    rows = vary_alike((fold_queries(q, kv_heads), fold_keys(k), fold_keys(v), ids))
+    out = unfold_queries(listed_attention(*rows), batch)
     return (out, chosen) if return_selection else out
 
 

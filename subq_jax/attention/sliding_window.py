@@ -6,7 +6,7 @@ from subq_jax.attention import checks
 from subq_jax.axes import Keys, Outputs, PerSequence, Queries, SegmentIds, Values
 from subq_jax.checks import check_integer
 from subq_jax.kernels.xla.banded import banded_attention
-from subq_jax.kernels.xla.layout import fold_keys, fold_queries, repeat_heads, unfold_queries
+from subq_jax.kernels.xla.layout import fold_keys, fold_queries, repeat_heads, unfold_queries, vary_alike
 from subq_jax.selection.visibility import clear_absent_keys, clear_padding_rows, nothing_for_padding
 
 
@@ -47,5 +47,5 @@ def sliding_window_attention(
     lower = jnp.maximum(jnp.maximum(place.first_position, first_key), place.position - window + 1)
     lower, position = (repeat_heads(x, kv_heads) for x in (nothing_for_padding(lower, place), place.position))
     q, k, v = clear_padding_rows(q, place), clear_absent_keys(k, present), clear_absent_keys(v, present)
-    out = banded_attention(window - 1, fold_queries(q, kv_heads), fold_keys(k), fold_keys(v), lower, position)
-    return unfold_queries(out, batch)
+    rows = vary_alike((fold_queries(q, kv_heads), fold_keys(k), fold_keys(v), lower, position))
+    return unfold_queries(banded_attention(window - 1, *rows), batch)

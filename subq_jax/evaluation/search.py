@@ -103,7 +103,8 @@ def _tree(flat: SelectionConfig, search) -> SelectionConfig | None:
 
 def _cost(search, tree: SelectionConfig | None, num_blocks: int, width: int) -> float:
     if tree is None:
-        return search.rank / width + min(1.0, search.kept / num_blocks)
+        of_query = search.rank / num_blocks  # mapping it takes as many products as `rank` blocks of all channels
+        return of_query + search.rank / width + min(1.0, search.kept / num_blocks)
     nodes = [num_blocks]
     for fanout in tree.fanouts:
         nodes.append(-(-nodes[-1] // fanout))

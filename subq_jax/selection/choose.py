@@ -5,13 +5,12 @@ import math
 import jax
 import jax.numpy as jnp
 
-from subq_jax.axes import ChosenBlocks, RouterQueries, Scores, Summaries
+from subq_jax.axes import ChosenBlocks, ListedScores, RouterQueries, Scores, Summaries
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.summaries import score_scale
 from subq_jax.selection.visibility import QueryPlace, is_candidate
 
 MIN_GROUP = 8  # smaller groups leave as much to compare as there was
-PAIRS_AT_ONCE = 1 << 23  # of numbers: a GPU compares them faster than it starts the programs that groups take
 
 
 def matmul_precision(dtype) -> jax.lax.Precision | None:
@@ -24,8 +23,8 @@ def block_scores(router_q: RouterQueries, summaries: Summaries) -> Scores:
     return _scaled_products("btkr,bknr->bktn", router_q, summaries)
 
 
-def scores_of(router_q: RouterQueries, summaries: Summaries, ids: ChosenBlocks) -> Scores:
-    """The scores [B, K, T, C] of the listed blocks [B, K, T, C] alone; out-of-range ids score as the nearest block."""
+def scores_of(router_q: RouterQueries, summaries: Summaries, ids: ChosenBlocks) -> ListedScores:
+    """The scores [B, K, T, J] of the listed blocks [B, K, T, J] alone; out-of-range ids score as the nearest block."""
     listed = jax.vmap(jax.vmap(lambda table, ids: jnp.take(table, ids, axis=0, mode="clip")))(summaries, ids)
     return _scaled_products("btkr,bktcr->bktc", router_q, listed)
 
@@ -43,8 +42,12 @@ def _scaled_products(pattern: str, router_q, summaries) -> Scores:
 
 
 def masked_scores(allowed, scores: Scores) -> Scores:
-    """Scores to sort by: -inf for what is not `allowed`, and above it every score that is, even one that overflowed."""
-    return jnp.where(allowed, jnp.maximum(scores, jnp.finfo(jnp.float32).min), -jnp.inf)
+    """Scores to sort by: -inf for what is not `allowed`, and above it every score that is, even one that overflowed.
+
+    Zeros of both signs are equal, which `jax.lax.top_k` would tell apart.
+    """
+    scores = jnp.where(scores == 0, 0.0, jnp.maximum(scores, jnp.finfo(jnp.float32).min))
+    return jnp.where(allowed, scores, -jnp.inf)
 
 
 def choose_blocks(scores: Scores, place: QueryPlace, config: SelectionConfig, reached=None) -> ChosenBlocks:
@@ -78,72 +81,22 @@ def best_of(ranks, count: int):
     the best 29 of 16,384 that is 11 times fewer. Groups keep their order, and with it the order of ties. Every kept
     group has a member of its own, so what fills up the last group is never needed.
     """
-    size = _group_size(ranks.shape[-1], count)
+    size = group_size(ranks.shape[-1], count)
     if size < MIN_GROUP:
         return jax.lax.top_k(ranks, count)[1]
-    groups = _split(ranks, size, -jnp.inf)
+    groups = split_groups(ranks, size, -jnp.inf)
     kept = jnp.sort(jax.lax.top_k(groups.max(axis=-1), count)[1], axis=-1)
     members = jnp.take_along_axis(groups, kept[..., None], axis=-2).reshape(*ranks.shape[:-1], -1)
     place = jax.lax.top_k(members, count)[1]
     return jnp.take_along_axis(kept, place // size, axis=-1) * size + place % size
 
 
-def best_first(scores: Scores, place: QueryPlace, config: SelectionConfig):
-    """`choose_blocks` for a few queries, in the order of their scores.
-
-    A decoding step consists of programs that take longer to start than to run, and of all of them a sort takes longest.
-    It takes less to compare every two numbers, which is why the members of the best groups are found by groups too.
-
-    Returns:
-      ids int32 [B, K, T, M], best first, then -1, and their scores, float32, whatever stands at -1.
-    """
-    width, count = scores.shape[-1], min(config.num_blocks, scores.shape[-1])
-    iota = lambda shape: jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-    ranks = masked_scores(is_candidate(iota((1, 1, width)), place, config)[:, None], scores)
-    ranks, ids = jnp.where(jnp.isnan(ranks), jnp.inf, ranks), iota(scores.shape)  # what is no number comes first too
-    if (size := _size_compared(scores.size // width, width, count)) > 1:
-        groups = _split(ranks, size, -jnp.inf)
-        kept = _in_turn(groups.max(axis=-1), iota(groups.shape[:-1]), count)[0][..., None]
-        ranks = jnp.take_along_axis(groups, kept, axis=-2).reshape(*ranks.shape[:-1], -1)
-        ids = (kept * size + iota((*kept.shape[:-1], size))).reshape(ranks.shape)
-        ranks, ids = jax.lax.optimization_barrier((ranks, ids))  # gathered once, not for every comparison
-    ids, ranks = _in_turn(ranks, ids, count)
-    pad = [(0, 0)] * (scores.ndim - 1) + [(0, config.num_blocks - count)]
-    return jnp.pad(jnp.where(ranks > -jnp.inf, ids, -1), pad, constant_values=-1), jnp.pad(ranks, pad)
-
-
-def pairs_compared(rows: int, width: int, count: int) -> int:
-    """Comparisons of `best_first` for so many queries and KV heads, the best `count` of `width` blocks each."""
-    count = min(count, width)
-    size = _size_compared(rows, width, count)
-    return rows * ((-(-width // size)) ** 2 + (count * size) ** 2 if size > 1 else width**2)
-
-
-def _size_compared(rows: int, width: int, count: int) -> int:
-    """Members of a group of `best_first`, 1 where every two blocks are compared."""
-    return _group_size(width, count) if rows * width**2 > PAIRS_AT_ONCE else 1
-
-
-def _in_turn(ranks, ids, count: int):
-    """The `count` largest of ranks [..., n] in their order (ties: lower id): their ids and ranks [..., count].
-
-    The place of a number is how many come before it. Each sum runs over comparisons as they are made, n x n are never
-    stored; that is also why those by rank and by id are added, for booleans would be cheap enough to store.
-    """
-    one, other = (lambda x: x[..., None]), (lambda x: x[..., None, :])
-    better = (other(ranks) > one(ranks)).astype(jnp.int32)
-    earlier = ((other(ranks) == one(ranks)) & (other(ids) < one(ids))).astype(jnp.int32)
-    turn = (better + earlier).sum(axis=-1)
-    mine = other(turn) == jax.lax.broadcasted_iota(jnp.int32, (*turn.shape[:-1], count, 1), turn.ndim - 1)
-    return jnp.where(mine, other(ids), -1).max(axis=-1), jnp.where(mine, other(ranks), -jnp.inf).max(axis=-1)
-
-
-def _group_size(width: int, count: int) -> int:
+def group_size(width: int, count: int) -> int:
     """How many neighbours to compare by their maximum first, a power of 2."""
     return 1 << (math.isqrt(width // count).bit_length() - 1)
 
 
-def _split(x, size: int, fill):
+def split_groups(x, size: int, fill):
     """[..., n] -> [..., groups, size], the last group filled up."""
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % size)], constant_values=fill)
     return x.reshape(*x.shape[:-1], -1, size)

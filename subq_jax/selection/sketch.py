@@ -19,6 +19,7 @@ from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.visibility import QueryPlace
 
 RIDGE = 1e-4  # of the mean query moment: directions that no fitted query had keep a finite scale
+MIN_MOMENT = 1e-20  # at least, so that they keep it where all fitted queries are zero
 
 
 class Sketch(NamedTuple):
@@ -41,7 +42,8 @@ def fit_sketch(router_q: RouterQueries, summaries: Summaries, rank: int) -> Sket
                        for x in (router_q.swapaxes(1, 2), summaries))
     moments = jnp.einsum("knr,kns->krs", queries, queries, precision="highest") / queries.shape[1]
     mean = jnp.trace(moments, axis1=1, axis2=2)[:, None, None] / width
-    scale, basis = jnp.linalg.eigh(moments + RIDGE * mean * jnp.eye(width)[None])
+    ridge = RIDGE * jnp.maximum(mean, MIN_MOMENT)
+    scale, basis = jnp.linalg.eigh(moments + ridge * jnp.eye(width)[None])
     root = jnp.sqrt(jnp.maximum(scale, 0.0))[:, None]
     half, inverse = ((basis * x) @ basis.swapaxes(1, 2) for x in (root, 1.0 / root))
     blocks -= blocks.mean(axis=1, keepdims=True)  # what all blocks share does not change a query's order

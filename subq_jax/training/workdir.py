@@ -25,13 +25,14 @@ def claim_workdir(workdir: Path, config: ConfigDict, data_fingerprint: str, *, w
       write: False on all hosts but the first.
 
     Raises:
-      ValueError: when the folder belongs to another config, naming the first fields that differ, or cannot be used.
+      ValueError: when the folder belongs to another config, naming fields that differ, those first that both have, or
+        cannot be used.
     """
     path = workdir / "config.json"
     # Through JSON and back, so that tuples compare equal to the lists they are read as.
     ours = json.loads(json.dumps({"config": config.to_dict(), "data_fingerprint": data_fingerprint}))
     if path.exists():
-        differing = _differences(_read_config(path), ours)
+        differing = [line for _, line in sorted(_differences(_read_config(path), ours), key=lambda found: found[0])]
         if differing:
             more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
             raise ValueError(
@@ -44,20 +45,23 @@ def claim_workdir(workdir: Path, config: ConfigDict, data_fingerprint: str, *, w
 
 
 def stored_config(workdir: Path) -> ConfigDict:
-    """The config that the run in `workdir` was started with; raises OSError or ValueError where there is none."""
-    return ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"])
+    """The config that the run in `workdir` was started with; raises ValueError, saying what is missing, else."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ValueError(f"workdir {workdir} must hold a run, got no file config.json there")
+    try:
+        return ConfigDict(_read_config(path)["config"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} must be the config of a run, got one without {error}") from error
 
 
 def finished_config(workdir: Path) -> ConfigDict:
     """The config of the run in `workdir` whose training is done; raises ValueError, saying what is missing, else."""
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise ValueError(f"workdir {workdir} must hold a finished run, got no file config.json there")
+    config = stored_config(workdir)
     try:
-        config = ConfigDict(_read_config(path)["config"])
         last = config.training.steps
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} must be the config of a run, got one without {error}") from error
+    except AttributeError as error:
+        raise ValueError(f"{workdir / 'config.json'} must be the config of a run, got one without {error}") from error
     if not (workdir / "checkpoints" / str(last)).is_dir():
         raise ValueError(f"workdir {workdir} must hold a finished run, got no checkpoint of its last step, {last}: "
                          "start its training again with the same command")
@@ -96,7 +100,8 @@ def _read_config(path: Path) -> Any:
         raise ValueError(f"{path} is damaged: {error}. Mend it, or choose another workdir") from error
 
 
-def _differences(stored: Any, given: Any, name: str = "") -> list[str]:
+def _differences(stored: Any, given: Any, name: str = "") -> list[tuple[bool, str]]:
+    """Fields that differ: whether one side has none, and what to say."""
     if isinstance(stored, dict) and isinstance(given, dict):
         names = sorted(set(stored) | set(given))
         return [
@@ -106,4 +111,4 @@ def _differences(stored: Any, given: Any, name: str = "") -> list[str]:
         ]
     if stored == given:
         return []
-    return [f"{name.removeprefix('config.')} is {stored!r} there, {given!r} here"]
+    return [(None in (stored, given), f"{name.removeprefix('config.')} is {stored!r} there, {given!r} here")]

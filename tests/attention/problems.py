@@ -1,24 +1,34 @@
 """Random attention problems for the tests of every implementation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
 from subq_jax import SelectionConfig, selective_attention
+from subq_jax.attention.checks import locate
 from subq_jax.selection.choose import block_scores
 from subq_jax.selection.summaries import block_summaries
+from subq_jax.selection.visibility import local_ids, sink_ids
 
 NAMES = ("q", "k", "v", "router_q", "router_k")
 
 
-def arrays(seed, batch, queries, length, kv_heads, group, head_dim=8, router_dim=4, dtype=jnp.float32):
-    """q, k, v, router_q, router_k of the given sizes; the router's features are non-negative, as the model's are."""
+MILD = 1 / 16  # of 64 channels of the router's: gates are about 1, so that local blocks and sinks weigh something
+
+
+def arrays(seed, batch, queries, length, kv_heads, group, head_dim=8, router_dim=4, dtype=jnp.float32, router_scale=1):
+    """q, k, v, router_q, router_k of the given sizes; the router's features are non-negative, as the model's are.
+
+    Its queries are multiplied by `router_scale`; a power of 2 leaves every choice as it is.
+    """
     keys = jax.random.split(jax.random.key(seed), 5)
     shapes = [(batch, queries, kv_heads * group, head_dim), *[(batch, length, kv_heads, head_dim)] * 2,
               (batch, queries, kv_heads, router_dim), (batch, length, kv_heads, router_dim)]
     q, k, v, router_q, router_k = (jax.random.normal(x, s, dtype) for x, s in zip(keys, shapes, strict=True))
-    return q, k, v, jax.nn.softplus(router_q), jax.nn.softplus(router_k)
+    return q, k, v, jax.nn.softplus(router_q) * router_scale, jax.nn.softplus(router_k)
 
 
 @st.composite
@@ -100,6 +110,28 @@ def assert_equally_good(selection, expected, values, config):
     real = ids >= 0
     assert (real[..., :-1] >= real[..., 1:]).all(), "valid ids come first"
     assert (np.diff(ids, axis=-1)[real[..., 1:]] > 0).all(), "ids ascend"
+
+
+def weight_of_kinds(values, selection, config, gate, **where):
+    """Mean weight of all sinks, of all local and of all chosen blocks over the queries that see each of these kinds.
+
+    A block that is a sink and local counts as local. The kinds that `config` has; head_dim is at least the blocks.
+    """
+    def means(q, k, v, router_q, router_k):
+        block = jnp.arange(k.shape[1]) // config.block_size
+        of_block = jnp.broadcast_to(jax.nn.one_hot(block, v.shape[3])[None, :, None], v.shape)  # adds up what is seen
+        weights = selective_attention(q, k, of_block, router_q, router_k, config, gate=gate, selection=selection,
+                                      implementation="reference", **where)
+        weights = weights.reshape(*selection.shape[:3], -1, v.shape[3]).mean(axis=3)
+        places = (where.get(name) for name in ("q_offset", "kv_length", "segment_ids"))
+        place, _ = locate(q, k, *places, config.block_size)
+        kinds = [*(x[:, :, None] for x in (sink_ids(place, config), local_ids(place, config))), selection]
+        kinds = [jnp.broadcast_to(ids, (*selection.shape[:3], ids.shape[-1])) for ids in kinds if ids.shape[-1]]
+        seen = functools.reduce(jnp.logical_and, [(ids >= 0).any(axis=-1) for ids in kinds])
+        of = lambda ids: jnp.where(ids >= 0, jnp.take_along_axis(weights, jnp.maximum(ids, 0), axis=-1), 0).sum(axis=-1)
+        return [jnp.where(seen, of(ids), 0).sum() / seen.sum() for ids in kinds]
+
+    return [float(mean) for mean in jax.jit(means)(*(x.astype(jnp.float32) for x in values))]
 
 
 def assert_equals_reference(found, values, config, gate, **where):

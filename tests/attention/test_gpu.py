@@ -19,17 +19,18 @@ from subq_jax.kernels.gpu.inverse import inverse_lists
 from subq_jax.kernels.gpu.limits import unsupported
 from subq_jax.kernels.gpu.lists import TokenLists
 from subq_jax.kernels.gpu.selective import zero_sum
-from subq_jax.kernels.gpu.warps import WarpTile, group_rows
+from subq_jax.kernels.gpu.warps import COMPUTING_WARPS, WARPS_AT_ONCE, WarpTile, enough, group_rows
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.tree import SummaryTree
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("problem", ["packed_documents", "a_few_queries", *(
+@pytest.mark.parametrize("problem", ["packed_documents", "a_few_queries", "lists_of_tiles", *(
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("one_head_for_all", "large_blocks", "middle_blocks", "shared_tokens", "few_blocks", "one_query",
-                 "dense_decoding", "closed_gates", "parts", "long_streams"))])
+    for name in ("one_head_for_all", "large_blocks", "middle_blocks", "many_queries", "shared_tokens", "few_blocks",
+                 "one_query", "early_queries", "first_of_documents", "dense_decoding", "closed_gates",
+                 "overflowing_gates", "parts", "long_streams"))])
 def test_the_kernels_equal_the_reference(problem):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NPROC": "16"}
     command = [sys.executable, str(Path(__file__).with_name("simulated_gpu.py")), problem]
@@ -164,6 +165,15 @@ def test_other_sizes_run_as_xla_and_say_why():
 def test_tiles_hold_whole_tokens(heads, tokens, tokens_per_warp, warps_per_token):
     tile = WarpTile(group_rows(heads), 64)
     assert (tile.tokens, tile.tokens_per_warp, tile.warps_per_token) == (tokens, tokens_per_warp, warps_per_token)
+
+
+@pytest.mark.parametrize("min_warps", [1, 2, 3, 4])
+@pytest.mark.parametrize("warpgroup", [0, 1, 2])
+def test_enough_counts_the_warps_of_a_warpgroup(warpgroup, min_warps):
+    warps = np.arange(1 << COMPUTING_WARPS, dtype=np.int32)
+    mine = (warps[:, None] >> np.arange(COMPUTING_WARPS) & 1)[:, WARPS_AT_ONCE * warpgroup :][:, :WARPS_AT_ONCE]
+    found = enough(jnp.array(warps), jnp.full(warps.shape, warpgroup), min_warps)
+    np.testing.assert_array_equal(found, mine.sum(axis=1) >= min_warps)
 
 
 def test_the_last_tile_repeats_tokens_in_place_of_reaching_beyond_the_end():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import NAMES, arrays, assert_equally_good, error, value_and_grads, with_grads
+from problems import MILD, NAMES, arrays, assert_equally_good, error, value_and_grads, with_grads
 from streams import STREAMS, assert_chosen, stream
 
 from subq_jax import SelectionConfig, selective_attention
@@ -32,7 +32,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_kernels_equal_the_reference(case, gate):
     sizes, widths, selection, dtype, where = CASES[case]
-    values = arrays(5, *sizes, dtype=dtype, **({"router_dim": 64} | widths))
+    values = arrays(5, *sizes, dtype=dtype, router_scale=MILD, **({"router_dim": 64} | widths))
     config = SelectionConfig(local_blocks=2, sink_blocks=1, **selection)
     kernels = with_grads(config, "gpu", gate, **where)
     out, chosen, grads = kernels(*values)
@@ -80,23 +80,26 @@ DECODING = {  # batch, queries, length, KV heads, group; head dim; block, chosen
 }
 
 
+@pytest.mark.parametrize("gate", [True, False])
 @pytest.mark.parametrize("case", DECODING)
-def test_decoding_equals_the_reference(case):
+def test_decoding_equals_the_reference(case, gate):
     sizes, head_dim, block, chosen, dtype = DECODING[case]
     config = SelectionConfig(block_size=block, num_blocks=chosen, local_blocks=2, sink_blocks=1)
-    q, k, v, router_q, router_k = arrays(6, *sizes, head_dim=head_dim, router_dim=64, dtype=dtype)
+    q, k, v, router_q, router_k = arrays(
+        6, *sizes, head_dim=head_dim, router_dim=64, dtype=dtype, router_scale=MILD)
     present = jnp.arange(sizes[0]) * 17 % 900 + sizes[2] - 900
     absent = (jnp.arange(sizes[2])[None] >= present[:, None])[..., None, None]
     k, v = (jnp.where(absent, jnp.nan, x) for x in (k, v))
     run = lambda implementation, *x: jax.jit(functools.partial(
-        selective_attention, config=config, implementation=implementation, return_selection=True))(
+        selective_attention, config=config, gate=gate, implementation=implementation, return_selection=True))(
             *x, kv_length=present)
     out, selection = run("gpu", q, k, v, router_q, router_k)
     np.testing.assert_array_equal(out, run("gpu", q, k, v, router_q, router_k)[0], err_msg="the same bits every time")
     expected_selection = run("reference", q, k, v, router_q, router_k)[1]
     assert_equally_good(selection, expected_selection, (q, k, v, router_q, router_k), config)
     exact = [x.astype(jnp.float32) for x in (q, k, v, router_q, router_k)]
-    expected = selective_attention(*exact, config, kv_length=present, selection=selection, implementation="reference")
+    expected = selective_attention(
+        *exact, config, gate=gate, kv_length=present, selection=selection, implementation="reference")
     assert error(out, expected) < 1e-2
 
 

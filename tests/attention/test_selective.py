@@ -17,9 +17,9 @@ from problems import (
 
 from subq_jax import SelectionConfig, build_tree, selective_attention
 from subq_jax.attention import dense_attention
-from subq_jax.kernels.xla import gathered, grain
-from subq_jax.selection import choose
-from subq_jax.selection.choose import best_first, best_of, choose_blocks, in_order
+from subq_jax.kernels.xla import few, gathered, grain
+from subq_jax.kernels.xla.few import best_first
+from subq_jax.selection.choose import best_of, choose_blocks, in_order
 from subq_jax.selection.visibility import candidate_range, place_queries
 
 
@@ -204,12 +204,12 @@ def best_one_by_one(scores, place, config):
     return ids, found
 
 
-@pytest.mark.parametrize("at_once", [0, choose.PAIRS_AT_ONCE])
+@pytest.mark.parametrize("at_once", [0, few.PAIRS_AT_ONCE])
 @pytest.mark.parametrize(("blocks", "count", "sinks"), [
     (9, 13, 0), (300, 5, 1), (1030, 1, 0), (5000, 3, 1), (70, 29, 0), (1037, 29, 2)])
 @pytest.mark.parametrize("levels", [2, 60, 10_000])
 def test_a_few_queries_choose_what_many_do(monkeypatch, blocks, count, sinks, levels, at_once):
-    monkeypatch.setattr(choose, "PAIRS_AT_ONCE", at_once)  # by groups, or every two at once
+    monkeypatch.setattr(few, "PAIRS_AT_ONCE", at_once)  # by groups, or every two at once
     config = SelectionConfig(block_size=4, num_blocks=count, sink_blocks=sinks)
     scores = jax.random.randint(jax.random.key(blocks), (2, 3, 2, blocks), 0, levels).astype(jnp.float32)
     scores = scores.at[0, 1, 1, 2 : blocks // 3].set(-jnp.inf).at[0, 2, :, 3 : blocks // 2 : 2].set(jnp.inf)
@@ -237,6 +237,14 @@ def test_a_query_chooses_of_as_many_blocks_as_long_contexts_have(blocks, count, 
     wanted_ids, wanted = best_one_by_one(scores, place, config)
     np.testing.assert_array_equal(ids, wanted_ids)
     np.testing.assert_array_equal(jnp.where(ids < 0, 0, found), wanted)
+
+
+def test_zeros_of_both_signs_are_equal_to_every_choice():
+    config = SelectionConfig(block_size=1, num_blocks=2, sink_blocks=0)
+    scores = jnp.full((1, 1, 1, 600), -0.0).at[..., jnp.array([5, 99])].set(0.0)
+    place = place_queries(jnp.array([599]), 1, None, 1)
+    np.testing.assert_array_equal(choose_blocks(scores, place, config)[0, 0, 0], [0, 1])
+    np.testing.assert_array_equal(best_first(scores, place, config)[0][0, 0, 0], [0, 1])
 
 
 @pytest.mark.parametrize("hub", [0.0, 0.5, 1.0])
@@ -284,6 +292,21 @@ def test_every_product_is_taken_at_full_precision():
     products, full = jaxpr.count("dot_general["), jaxpr.count("precision=(Precision.HIGHEST, Precision.HIGHEST)")
     assert products > 10 and full == products, f"{products - full} of {products} products are rounded"
     assert "scatter-add" not in jaxpr, "its order of summation is not fixed on GPUs"
+
+
+@pytest.mark.parametrize("array", [
+    np.array([2**33 + 3, -(2**40) + 4, 2**63 - 1], np.int64), np.array([2**33 + 3, 2**32 + 1, 2**64 - 1], np.uint64),
+    np.array([2**32 - 1, 2**31 + 3, 2**31], np.uint32)])
+def test_foreign_ids_do_not_wrap_around_to_blocks_that_there_are(implementation, array):
+    config = SelectionConfig(block_size=4, num_blocks=3, local_blocks=1, sink_blocks=1)
+    values, ids = arrays(0, 1, 40, 40, 1, 1), np.broadcast_to(array, (1, 40, 1, 3))
+    selection = selective_attention(
+        *values, config, selection=ids, implementation=implementation, return_selection=True)[1]
+    assert (selection == -1).all()
+    ids = np.broadcast_to(np.array([array[0], 2, array[1]], array.dtype), ids.shape)
+    selection = selective_attention(
+        *values, config, selection=ids, implementation=implementation, return_selection=True)[1]
+    np.testing.assert_array_equal(selection[0, -1, 0], [2, -1, -1])
 
 
 def test_a_foreign_selection_cannot_leak_or_count_twice(implementation):

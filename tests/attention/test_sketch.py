@@ -50,6 +50,23 @@ def test_no_other_map_of_its_rank_loses_less():
         assert lost == pytest.approx(np.sum(values[2:] ** 2), rel=0.02)
 
 
+def test_what_all_blocks_share_changes_nothing():
+    """It does not change a query's order, and a sketch that kept it would lose what does."""
+    router_q, summaries = inputs()
+    shared = 20 * jnp.arange(WIDTH)[None, None, None] + jnp.array([1.0, -1.0])[None, :, None, None]
+    products = lambda sketch: jnp.einsum("krd,ksd->krs", *sketch)
+    expected = products(fit_sketch(router_q, summaries, 2))
+    np.testing.assert_allclose(products(fit_sketch(router_q, summaries + shared, 2)), expected, atol=1e-3)
+
+
+def test_queries_of_zeros_leave_a_sketch_of_numbers():
+    router_q, summaries = inputs()
+    sketch = fit_sketch(router_q * 0, summaries, 2)
+    assert all(jnp.isfinite(x).all() for x in sketch)
+    found = search_sketch(router_q * 0, summaries, sketch, place(), CONFIG, BLOCKS)
+    np.testing.assert_array_equal(found, choose_blocks(block_scores(router_q * 0, summaries), place(), CONFIG))
+
+
 def test_blocks_that_are_no_candidates_change_nothing():
     router_q, summaries = inputs()
     sketch = fit_sketch(*inputs(1), 2)

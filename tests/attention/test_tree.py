@@ -88,6 +88,29 @@ def test_choices_are_certified_where_two_blocks_stand_out_and_not_where_all_are_
     assert not search_tree(router_q, build_tree(router_k, mean), place, mean).certified[..., late].any()
 
 
+@pytest.mark.parametrize(("pruned", "ahead", "certified"), [
+    (1.0, 5e-6, False), (1.0, 2e-5, True), (1e-3, 5e-6, False), (1e-3, 2e-5, True), (64.0, 3e-4, False),
+    (64.0, 2e-3, True), (-64.0, 3e-4, False), (-64.0, 2e-3, True)])
+def test_certain_is_what_rounding_could_not_turn(pruned, ahead, certified):
+    """The best block beats the pruned node by more or less than 1e-5 of its score, and of 1 where that is less."""
+    config = SelectionConfig(block_size=1, num_blocks=1, sink_blocks=0, local_blocks=1, fanouts=(2,), beam_width=1)
+    keys = jnp.array([pruned, -99, -99, pruned + ahead, -99, -99], jnp.float32).reshape(1, 6, 1, 1)
+    place = place_queries(jnp.array([5], jnp.int32), 1, None, 1)
+    found = search_tree(jnp.ones((1, 1, 1, 1)), build_tree(keys, config), place, config)
+    assert found.chosen.item() == 3 and found.certified.item() == certified
+
+
+@pytest.mark.parametrize("fanouts", [(), (2,)])
+def test_zeros_of_both_signs_are_equal(implementation, fanouts):
+    config = SelectionConfig(block_size=1, num_blocks=2, sink_blocks=0, local_blocks=1, fanouts=fanouts, beam_width=2)
+    zeros = jnp.zeros((1, 1, 1, 1))
+    keys = jnp.full((1, 10, 1, 1), -1.0).at[0, 5].set(1.0)  # block 5 scores 0, all others -0
+    q, k, v, *_ = arrays(0, 1, 1, 10, 1, 1)
+    attend = jax.jit(lambda *x: selective_attention(
+        *x, config, implementation=implementation, return_selection=True))
+    np.testing.assert_array_equal(attend(q, k, v, zeros, keys)[1].ravel(), [0, 1])
+
+
 def test_a_node_scores_at_least_as_high_as_every_block_below_it():
     *_, router_q, router_k = arrays(1, 1, 96, 96, 1, 1)
     config = SelectionConfig(block_size=2, num_blocks=2, fanouts=(4, 3), beam_width=2)

@@ -3,11 +3,13 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 from tiny_decoder import SHAPE, decoder
 
-from subq_jax.evaluation import SketchSearch, TreeSearch, routing_statistics, search_statistics
+from subq_jax.evaluation import SketchSearch, TreeSearch, routing_statistics, search, search_statistics
+from subq_jax.selection.sketch import fit_sketch
 
 TREES = [TreeSearch((2, 2), 1), TreeSearch((4,), 1), TreeSearch((2,), 4), TreeSearch((2, 2), 16)]
 
@@ -51,7 +53,20 @@ def test_costs_count_the_top_level_and_the_children_of_what_is_kept():
     searches = [TreeSearch((4,), 2), TreeSearch((4, 2), 1), SketchSearch(2, 8)]
     costs = [stats["cost"] for stats in search_statistics(model, tokens(), searches, fitted_to=tokens(1))]
     blocks = 32
-    assert costs == [(8 + 4 * 4) / blocks, (4 + 3 * 2 + 3 * 4) / blocks, 2 / model.config.router_dim + 8 / blocks]
+    sketch = 2 / blocks + 2 / model.config.router_dim + 8 / blocks  # of mapping the query, scoring roughly, and in full
+    assert costs == [(8 + 4 * 4) / blocks, (4 + 3 * 2 + 3 * 4) / blocks, sketch]
+
+
+def test_sketches_are_fitted_to_the_other_sequences_alone(monkeypatch):
+    seen = []
+    fit = lambda *inputs: seen.append(inputs) or fit_sketch(*inputs)
+    monkeypatch.setattr(search, "fit_sketch", fit)
+    model = decoder("selective", budget=16, num_layers=1, layer_pattern=("selective",))
+    for tested, others in ((0, 1), (2, 1), (0, 2)):
+        search_statistics(model, tokens(tested), [SketchSearch(2, 8)], fitted_to=tokens(others))
+    (first, _), (same, _), (other, _) = ((x[1], x[0]) for x in seen)
+    np.testing.assert_array_equal(first, same)
+    assert (first != other).any()
 
 
 def test_no_tree_at_all_is_flat():

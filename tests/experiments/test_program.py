@@ -2,13 +2,9 @@
 
 import importlib.util
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from programs import run
 
 
 @pytest.mark.parametrize("program", ["train", "sweep"])
@@ -20,8 +16,7 @@ ROOT = Path(__file__).parents[2]
     (["--config=configs/readme_sweep.py", "--config.model.width=x"], "--config.model.width=x: .*width"),
 ])
 def test_wrong_configs_are_named(tmp_path, program, flags, message):
-    command = [sys.executable, "-m", f"experiments.{program}", f"--workdir={tmp_path / 'run'}", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = run(program, f"--workdir={tmp_path / 'run'}", *flags)
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert re.search(message, done.stderr.strip().splitlines()[-1])
     assert not (tmp_path / "run").exists()
@@ -39,22 +34,19 @@ def test_wrong_configs_are_named(tmp_path, program, flags, message):
     ("compile_tpu", ["--roofline", "--chips=v5e:2x2"], "--chips must be of ('v5e', 'v5p', 'v6e', 'tpu7x'), got"),
 ])
 def test_wrong_flags_are_named(program, flags, message):
-    command = [sys.executable, "-m", f"experiments.{program}", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = run(program, *flags)
     said = (done.stdout + done.stderr).strip().splitlines()[-1]
     assert done.returncode != 0 and message in said and not said.startswith(":")
     assert "Traceback" not in done.stderr
 
 
 def test_more_than_flags_is_one_line():
-    command = [sys.executable, "-m", "experiments.far_context", "--workdir=w", "x"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = run("far_context", "--workdir=w", "x")
     assert len((done.stdout + done.stderr).splitlines()) == 1
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm_eval is installed")
 def test_without_the_harness_its_extra_is_named():
-    command = [sys.executable, "-m", "experiments.harness", "--model=subq_jax"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = run("harness", "--model=subq_jax")
     assert done.returncode != 0 and 'pip install -e ".[harness]"' in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -1,9 +1,6 @@
 """The timing of tasks, at a length that takes no time."""
 
-import subprocess
-import sys
-
-from programs import ROOT
+from programs import run
 
 from subq_jax.data.tokenizers import ByteTokenizer
 from subq_jax.files import read_rows
@@ -11,8 +8,7 @@ from subq_jax.tasks import CODE, SYNTHETIC, TASKS, WITH_CORPUS, Request, find_ta
 
 
 def time_tasks(*flags):
-    command = [sys.executable, "-m", "experiments.time_tasks", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return run("time_tasks", *flags)
 
 
 def test_rows_are_written(tmp_path):

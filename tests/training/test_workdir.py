@@ -9,7 +9,7 @@ import pytest
 
 from subq_jax.training import train
 from subq_jax.training.metrics import MetricsLog
-from subq_jax.training.workdir import claim_workdir, only_process_in
+from subq_jax.training.workdir import claim_workdir, only_process_in, stored_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +35,26 @@ def test_damaged_config_is_named(tmp_path, tiny_config, damage):
     with pytest.raises(ValueError, match="config.json is damaged: .*Mend it, or choose another workdir"):
         claim_workdir(tmp_path, tiny_config, "")
     assert (tmp_path / "config.json").read_bytes() == damage
+
+
+def test_fields_that_both_configs_have_are_named_first(tmp_path, tiny_config):
+    other = tiny_config.copy_and_resolve_references()
+    other.data.task = "copy"
+    with other.unlocked():
+        for number in range(9):
+            other.data[f"a_{number}"] = number
+    claim_workdir(tmp_path, tiny_config, "")
+    with pytest.raises(ValueError, match="another config: data.task is .* there, 'copy' here; data.a_0 is None there"):
+        claim_workdir(tmp_path, other, "")
+
+
+@pytest.mark.parametrize("stored", ["[1, 2]", "{}", '{"config": 1}'])
+def test_a_folder_that_holds_no_run_is_named(tmp_path, stored):
+    with pytest.raises(ValueError, match="workdir .* must hold a run, got no file config.json there"):
+        stored_config(tmp_path)
+    (tmp_path / "config.json").write_text(stored)
+    with pytest.raises(ValueError, match="config.json must be the config of a run"):
+        stored_config(tmp_path)
 
 
 def test_a_config_of_another_kind_belongs_to_another_run(tmp_path, tiny_config):

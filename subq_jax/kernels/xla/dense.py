@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from subq_jax.kernels.xla.grain import grain
-from subq_jax.kernels.xla.layout import fold_keys, fold_queries, map_query_chunks, repeat_heads, unfold_queries
+from subq_jax.kernels.xla.layout import (
+    fold_keys,
+    fold_queries,
+    map_query_chunks,
+    repeat_heads,
+    unfold_queries,
+    vary_alike,
+)
 from subq_jax.kernels.xla.tile import NO_KEYS, merge, tile_forward
 from subq_jax.selection.visibility import QueryPlace, clear_absent_keys
 
@@ -35,6 +42,7 @@ def cached_attention(q, place: QueryPlace, present, k, v):
     done to a tile of keys at a time.
     """
     (batch, length, kv_heads, _), size = k.shape, grain().keys
+    q, place, present, k, v = vary_alike((q, place, present, k, v))
     rows = fold_queries(q, kv_heads)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -46,7 +54,7 @@ def cached_attention(q, place: QueryPlace, present, k, v):
         visible = repeat_heads(visible_keys(place, size, start) & fresh[None, None], kv_heads)[:, :, None]
         return merge([found, tile_forward(rows, keys, values, 0.0, visible)]), None
 
-    nothing = jnp.zeros(rows.shape, jnp.float32), jnp.full(rows.shape[:-1], NO_KEYS)
+    nothing = jnp.zeros_like(rows, jnp.float32), jnp.full_like(rows, NO_KEYS, jnp.float32, rows.shape[:-1])
     (out, _), _ = jax.lax.scan(tile, nothing, jnp.arange(-(-length // size), dtype=jnp.int32))
     return unfold_queries(out, batch).astype(q.dtype)
 

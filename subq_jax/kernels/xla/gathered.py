@@ -11,7 +11,8 @@ Partial results return to query order by gathers through the inverse permutation
 over the sorted runs and written to distinct rows. Nothing is scattered with addition, so results are the same bits
 every time. Shapes: q [X, T, G, H], k and v blocks [X, NB, c, H], ids int32 [X, T, J] (-1 for none), bias float32
 [X, T, J]; X = B * K. All listed blocks are wholly visible, so that a tile needs no mask, and its bias, one number for
-an entry, only shifts the entry's log-sum-exp. Memory is O(T * J), plus one chunk's partial results.
+an entry, only shifts the entry's log-sum-exp. Memory is O(T * J), plus one chunk's partial results. What a loop starts
+from is made like `q`, so that inside of a `jax.shard_map` it varies over the same mesh axes.
 
 Sorting by block with a preassigned place for each entry follows FlashMoBA (arXiv 2511.11571).
 """
@@ -148,11 +149,11 @@ def _step(plan: Plan, shape: Shape, slots: int, i) -> Step:
     return Step(entry // slots, entry, filled, block)
 
 
-def _empty(batch: int, shape: Shape, arrays):
+def _empty(q, shape: Shape, arrays):
     """Buffers [X, P, ...] for a step's [X, W, E, ...] results; places that no entry has are never read."""
     if shape.one_step:
         return None
-    return tuple(jnp.zeros((batch, shape.places, *x.shape), x.dtype) for x in arrays)
+    return tuple(jnp.zeros_like(q, x.dtype, (q.shape[0], shape.places, *x.shape)) for x in arrays)
 
 
 def _all_steps(plan: Plan, shape: Shape, buffers, carry, body):
@@ -199,7 +200,7 @@ def gathered_forward(q, k, v, ids, bias):
         return buffers, ((weights[..., None] * outs).sum(axis=2), jnp.maximum(lse, NO_KEYS))
 
     row = jax.ShapeDtypeStruct((group,), jnp.float32)
-    buffers = _empty(batch, shape, (jax.ShapeDtypeStruct((group, head_dim), q.dtype), row, row))
+    buffers = _empty(q, shape, (jax.ShapeDtypeStruct((group, head_dim), q.dtype), row, row))
     chunks = tuple(split_rows(x, shape.rows, fill) for x, fill in ((q, 0), (ids, -1), (bias, 0)))
     _, (out, lse) = jax.lax.scan(chunk, buffers, chunks)
     return join_rows(out, queries), join_rows(lse, queries)
@@ -244,8 +245,9 @@ def gathered_backward(q, k, v, ids, bias, d_out, lse, delta, side, first_side: i
         return (sums, buffers), (dq, d_bias)
 
     inputs = ((q, 0), (ids, -1), (bias, 0), (d_out, 0), (lse, 0), (delta, 0), (side, 0))
-    zeros = tuple(jnp.zeros(s, jnp.float32) for s in (k.shape, v.shape, (batch, num_blocks, side.shape[-1])))
-    buffers = _empty(batch, shape, (
+    sizes = k.shape, v.shape, (batch, num_blocks, side.shape[-1])
+    zeros = tuple(jnp.zeros_like(q, jnp.float32, size) for size in sizes)
+    buffers = _empty(q, shape, (
         jax.ShapeDtypeStruct((group, head_dim), q.dtype), jax.ShapeDtypeStruct((), jnp.float32)))
     chunks = tuple(split_rows(x, shape.rows, fill) for x, fill in inputs)
     ((dk, dv, d_side), _), (dq, d_bias) = jax.lax.scan(chunk, (zeros, buffers), chunks)

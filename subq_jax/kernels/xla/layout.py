@@ -59,6 +59,17 @@ def join_rows(x, queries: int):
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :queries]
 
 
+def vary_alike(arrays):
+    """The tree `arrays`, cast to vary over every mesh axis of a `jax.shard_map` that one of them varies over.
+
+    A loop must carry one type, and a gradient have its array's: both say over which axes an array varies. Outside of a
+    `jax.shard_map` nothing varies, and nothing is done.
+    """
+    axes_of = lambda x: jax.typeof(x).manual_axis_type.varying
+    axes = frozenset().union(*map(axes_of, jax.tree.leaves(arrays)))
+    return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(sorted(axes - axes_of(x), key=str)), to="varying"), arrays)
+
+
 def map_query_chunks(function, args, rows: int):
     """Applies `function` to chunks of `rows` queries (axis 1) of every array in `args`, one chunk after another.
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from subq_jax.axes import Outputs, Selection
 from subq_jax.kernels.xla.banded import banded_backward, banded_forward
 from subq_jax.kernels.xla.direct import direct_forward
+from subq_jax.kernels.xla.few import best_first, pairs_compared
 from subq_jax.kernels.xla.gathered import gathered_backward, gathered_forward
 from subq_jax.kernels.xla.grain import grain
 from subq_jax.kernels.xla.layout import (
@@ -30,12 +31,10 @@ from subq_jax.kernels.xla.layout import (
 from subq_jax.kernels.xla.tile import NO_KEYS, merge, row_delta
 from subq_jax.selection.choose import (
     admit_selection,
-    best_first,
     block_scores,
     choose_blocks,
     in_order,
     matmul_precision,
-    pairs_compared,
     scores_of,
 )
 from subq_jax.selection.config import SelectionConfig

@@ -47,7 +47,7 @@ def _attend_backward(residuals, d_out):
 
     rows = min(q.shape[1], chunk_rows(q.shape[0] * q.shape[2] * length))
     fills = ((q, 0), (ids, -1), (d_out, 0), (lse, 0), (row_delta(d_out, out), 0))
-    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k, v))
+    zeros = tuple(jnp.zeros_like(x, jnp.float32) for x in (k, v))
     (dk, dv), dq = jax.lax.scan(chunk, zeros, tuple(split_rows(x, rows, fill) for x, fill in fills))
     return join_rows(dq, q.shape[1]).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 

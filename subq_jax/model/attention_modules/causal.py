@@ -22,6 +22,9 @@ class CausalAttention(nnx.MultiHeadAttention):
     None for no positional encoding) turns on rotary positions, and `key_conv_width` (default 1 for none) a short
     causal convolution on the keys.
 
+    Setting `cache_index` to an earlier position rolls a cache back to it. That is right only without a key convolution,
+    a router window or a cache that rolls: what these keep of the last tokens stays as it is.
+
     Raises:
       ValueError: for options of `nnx.MultiHeadAttention` that causal self-attention does not have.
     """
@@ -81,7 +84,8 @@ class CausalAttention(nnx.MultiHeadAttention):
         Raises:
           TypeError: for `segment_ids` that are no integers.
           ValueError: for anything that is not causal self-attention, segment ids that do not fit, and `decode` without
-            a cache, beyond it or in a phase of training.
+            a cache, in a phase of training or beyond the cache. A full cache is told only where `cache_index` is
+            concrete: under `jit` the last tokens are written over.
         """
         if any(x is not None and x is not inputs_q for x in (inputs_k, inputs_v)):
             raise ValueError("inputs_k and inputs_v must be None or inputs_q: this is causal self-attention")
@@ -154,7 +158,10 @@ class CausalAttention(nnx.MultiHeadAttention):
         self.cache_index = nnx.Cache(jnp.array(0, dtype=jnp.int32))
 
     def check_cache(self, batch: int, tokens: int) -> None:
-        """Raises ValueError, before anything is written, unless the caches can take `tokens` more tokens."""
+        """Raises ValueError, before anything is written, unless the caches can take `tokens` more tokens.
+
+        Under `jit` the index is unknown, and counted as 0.
+        """
         if self.cache_index is None:
             raise ValueError("decode=True needs a cache: call init_cache((..., length, features)) first")
         held, capacity = self.cached_key.shape[:2]
