@@ -3,7 +3,7 @@
     python -m experiments.sweep --config=configs/readme_sweep.py --workdir=runs/readme --parallel_cells=2
 
 Four mechanisms at two budgets on associative recall and on real code, trained on 128 tokens and evaluated at up to
-2,048. Cost: 7 minutes on 2 cores. Expected: dense answers over 95% at every length; selective equals it at budget 64
+2,048. Cost: 8 minutes on 2 cores. Expected: dense answers over 95% at every length; selective equals it at budget 64
 and stays within ten points of it at 32; the window forgets; block means fall off. docs/results.md has the figures.
 """
 
