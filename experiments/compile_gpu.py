@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from absl import flags
 from jax.experimental.mosaic.gpu import core as mosaic
 
-from experiments.program import open_output, run
+from experiments.program import open_output, refuse_arguments, run
 from subq_jax.files import append_row
 from subq_jax.kernels.gpu.attend import attend
 from subq_jax.kernels.gpu.backward_keys import backward_keys
@@ -46,6 +46,7 @@ LENGTH, ROUTER_DIM, SLOTS_BESIDE = 1 << 20, 64, 3  # a sink and two local blocks
 
 _OUTPUT = flags.DEFINE_string("output", None, "File of rows, one appended for each kernel.")
 _KERNELS = flags.DEFINE_list("kernels", list(KERNELS), "Compiled.")
+_ONE = flags.DEFINE_string("one", None, "`kernel: shape`, compiled in this process, where ptxas prints its account.")
 
 # Answers what a compiler asks of a driver: one device, compute capability 9.0, 227 KB of shared memory for a block.
 DRIVER = """
@@ -112,7 +113,7 @@ def account(kernel: str, shape: str) -> dict:
     tools = Path(next(iter(importlib.util.find_spec("nvidia").submodule_search_locations))) / "cu13" / "bin"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "MOSAIC_GPU_DUMP_PTXAS": "1",
                                 "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
-    command = [sys.executable, "-m", "experiments.compile_gpu", "--", "--child", kernel, shape]
+    command = [sys.executable, "-m", "experiments.compile_gpu", f"--one={kernel}: {shape}"]
     report = subprocess.run(command, capture_output=True, text=True, env=environment)
     found = report.stdout + report.stderr
     number = lambda pattern: [int(x) for x in re.findall(pattern, found)]
@@ -128,8 +129,9 @@ def account(kernel: str, shape: str) -> dict:
 
 def main(argv: list[str]) -> None:
     """Compiles every kernel at every shape, each in a process of its own."""
-    if argv[1:2] == ["--child"]:
-        lower(*argv[2:])
+    refuse_arguments(argv)
+    if _ONE.value:
+        lower(*_ONE.value.split(": "))
         with tempfile.TemporaryDirectory() as folder:
             compile_lowered(Path(folder))
         return
