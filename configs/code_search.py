@@ -44,6 +44,8 @@ VARIANTS = {
     "untied_mean4": {"model": {"router_window": 4, "router_tied": False}},
     "untied_learned8": {"model": LEARNED8 | {"router_tied": False}},
     "untied_learned16": {"model": LEARNED8 | {"router_tied": False, "router_window": 16}},
+    "untied_learned8_block8": {"model": LEARNED8 | {"router_tied": False, "block_size": 8}},  # finer, same budget
+    "untied_learned8_local4": {"model": LEARNED8 | {"router_tied": False, "local_blocks": 4}},  # three fewer to choose
     "half": {"model": LEARNED8 | {"router_tied": False, "router_share": 0.5}},  # starts nearer to a token's own query
     "early": {"model": LEARNED8 | {"router_tied": False},  # more sparse steps
               "training": {"dense_steps": 360, "ungated_steps": 240}},

@@ -6,12 +6,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments.benchmark import (
-    BLOCK,
-    HEAD_DIM,
-    KV_HEADS,
-    arm,
-)
+from experiments.benchmark import BLOCK, HEAD_DIM, KV_HEADS, arm
 from experiments.dense_kernels import dense_kernel
 from subq_jax import selective_attention
 from subq_jax.attention import (

@@ -7,13 +7,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments.benchmark import (
-    DTYPE,
-    HEAD_DIM,
-    HEADS,
-    KV_HEADS,
-    ROUTER_DIM,
-)
+from experiments.benchmark import DTYPE, HEAD_DIM, HEADS, KV_HEADS, ROUTER_DIM
 from experiments.trained_inputs import trained_inputs
 
 INPUTS = flags.DEFINE_enum("inputs", "random", ["random", "walk", "trained", "uniform"], "What attention is given.")

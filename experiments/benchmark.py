@@ -68,7 +68,7 @@ def check_positive(flag: str, values: list[str]) -> None:
         raise app.UsageError(f"--{flag} must be positive integers, got {values}")
 
 
-def run(
+def run_cases(
     workdir: Path, lengths: Iterable[int], cases: list[Case], metrics: dict[str, str], flag_names: Iterable[str],
     *, compared: str = "seconds", **facts: Any,
 ) -> None:

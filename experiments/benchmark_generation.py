@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from absl import flags
 from flax import nnx
 
-from experiments import program
 from experiments.benchmark import (
     BEAM,
     BLOCK,
@@ -34,9 +33,10 @@ from experiments.benchmark import (
     Case,
     check_numbers,
     fanouts,
-    run,
+    run_cases,
     start,
 )
+from experiments.program import run
 from experiments.timing import compiled_cost
 from subq_jax.attention.mechanisms import MECHANISMS
 from subq_jax.inference.generate import extend, split_for_decoding
@@ -133,9 +133,9 @@ def main(argv: list[str]) -> None:
     """Runs the benchmark and writes its results."""
     workdir = start(argv, _WORKDIR.value, check_flags)
     cases = [generation(name) for name in _MECHANISMS.value]
-    run(workdir, [int(x) for x in _LENGTHS.value], cases, METRICS,
-        ["lengths", "mechanisms", "num_layers", "width", "steps", "max_seconds"], compared="cumulative_seconds")
+    run_cases(workdir, [int(x) for x in _LENGTHS.value], cases, METRICS,
+              ["lengths", "mechanisms", "num_layers", "width", "steps", "max_seconds"], compared="cumulative_seconds")
 
 
 if __name__ == "__main__":
-    program.run(main)
+    run(main)

@@ -20,11 +20,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 from flax import nnx
 from ml_collections import ConfigDict
 
+from experiments.program import run
 from experiments.sweep_grid import Cell
 from experiments.timing import compiled_cost
 from subq_jax.evaluation import evaluate, held_out_routing
@@ -139,4 +140,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -10,13 +10,13 @@ Every public signature and docstring of this package uses these letters:
     G   query heads per KV head (N = K * G; query head n belongs to KV head n // G)
     H   head dimension               NB  blocks of the keys, ceil(S / c)
     I   index heads of the indexer   n   slots of the global tokens
-    d   channels of a sketch
+    d   channels of a sketch         J   blocks listed for a query
 
 Inside kernels also:
 
     X   rows of a kernel, B * K      m   query tokens of a tile
-    J   blocks listed for a query    E   (query, block) entries of a tile
-    W   tiles of a step              L   lanes of a query's line
+    W   tiles of a step              E   (query, block) entries of a tile
+    L   lanes of a query's line
     P   query tokens, filled up to whole tiles (on a GPU to one tile at least); in `xla/` places of all tiles together
 
 Rows of the GPU's kernels, [X, P * G, ...], hold G filled up to 8, 16 or 32.
@@ -38,6 +38,7 @@ try:
     RouterKeys = Float[jax.Array, "B S K R"]
     Summaries = Float[jax.Array, "B K NB R"]
     Scores = Float[jax.Array, "B K T NB"]
+    ListedBlocks = Int[jax.Array, "B K T J"]
     ListedScores = Float[jax.Array, "B K T J"]
     Selection = Int[jax.Array, "B T K M"]
     ChosenBlocks = Int[jax.Array, "B K T M"]  # a selection in the order of scores
@@ -48,4 +49,4 @@ try:
     Logits = Float[jax.Array, "B T V"]
 except ImportError:
     Queries = Keys = Values = Outputs = RouterQueries = RouterKeys = Summaries = Scores = ListedScores = jax.Array
-    Selection = ChosenBlocks = SegmentIds = PerSequence = Activations = Tokens = Logits = jax.Array
+    Selection = ChosenBlocks = ListedBlocks = SegmentIds = PerSequence = Activations = Tokens = Logits = jax.Array

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from subq_jax.attention import checks
 from subq_jax.attention.reference import reference_selective_attention
@@ -105,7 +104,7 @@ def selective_attention(
         raise ValueError(f"implementation must be one of {sorted(IMPLEMENTATIONS)} or None, got {implementation!r}")
     place, present = checks.locate(q, k, q_offset, kv_length, segment_ids, config.block_size)
     if selection is not None:
-        narrow = selection.astype(np.int32)  # narrower types cannot hold every block id, ids of wider ones wrap around
+        narrow = selection.astype(jnp.int32)  # narrower types cannot hold every block id, ids of wider ones wrap around
         selection = jnp.where(narrow == selection, narrow, -1)
     q, router_q = (clear_padding_rows(x, place) for x in (q, router_q))
     if tree is None:

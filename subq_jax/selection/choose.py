@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from subq_jax.axes import ChosenBlocks, ListedScores, RouterQueries, Scores, Summaries
+from subq_jax.axes import ChosenBlocks, ListedBlocks, ListedScores, RouterQueries, Scores, Summaries
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.summaries import score_scale
 from subq_jax.selection.visibility import QueryPlace, is_candidate
@@ -23,10 +23,10 @@ def block_scores(router_q: RouterQueries, summaries: Summaries) -> Scores:
     return _scaled_products("btkr,bknr->bktn", router_q, summaries)
 
 
-def scores_of(router_q: RouterQueries, summaries: Summaries, ids: ChosenBlocks) -> ListedScores:
+def scores_of(router_q: RouterQueries, summaries: Summaries, ids: ListedBlocks) -> ListedScores:
     """The scores [B, K, T, J] of the listed blocks [B, K, T, J] alone; out-of-range ids score as the nearest block."""
     listed = jax.vmap(jax.vmap(lambda table, ids: jnp.take(table, ids, axis=0, mode="clip")))(summaries, ids)
-    return _scaled_products("btkr,bktcr->bktc", router_q, listed)
+    return _scaled_products("btkr,bktjr->bktj", router_q, listed)
 
 
 def _scaled_products(pattern: str, router_q, summaries) -> Scores:
@@ -84,7 +84,7 @@ def best_of(ranks, count: int):
     size = group_size(ranks.shape[-1], count)
     if size < MIN_GROUP:
         return jax.lax.top_k(ranks, count)[1]
-    groups = split_groups(ranks, size, -jnp.inf)
+    groups = split_groups(ranks, size)
     kept = jnp.sort(jax.lax.top_k(groups.max(axis=-1), count)[1], axis=-1)
     members = jnp.take_along_axis(groups, kept[..., None], axis=-2).reshape(*ranks.shape[:-1], -1)
     place = jax.lax.top_k(members, count)[1]
@@ -96,10 +96,10 @@ def group_size(width: int, count: int) -> int:
     return 1 << (math.isqrt(width // count).bit_length() - 1)
 
 
-def split_groups(x, size: int, fill):
-    """[..., n] -> [..., groups, size], the last group filled up."""
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % size)], constant_values=fill)
-    return x.reshape(*x.shape[:-1], -1, size)
+def split_groups(ranks, size: int):
+    """[..., n] -> [..., groups, size]; -inf fills up the last group."""
+    ranks = jnp.pad(ranks, [(0, 0)] * (ranks.ndim - 1) + [(0, -ranks.shape[-1] % size)], constant_values=-jnp.inf)
+    return ranks.reshape(*ranks.shape[:-1], -1, size)
 
 
 def admit_selection(

@@ -19,7 +19,7 @@ from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.visibility import QueryPlace
 
 RIDGE = 1e-4  # of the mean query moment: directions that no fitted query had keep a finite scale
-MIN_MOMENT = 1e-20  # at least, so that they keep it where all fitted queries are zero
+MIN_MOMENT = 1e-20  # mean moment that the ridge counts on: where all fitted queries are zero, scales stay finite
 
 
 class Sketch(NamedTuple):

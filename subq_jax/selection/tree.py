@@ -33,7 +33,7 @@ class SummaryTree(NamedTuple):
 
 
 class TreeChoice(NamedTuple):
-    """What a search found: block ids [B, K, T, M] ascending, then -1; their scores; bool [B, K, T]."""
+    """What a search found: block ids [B, K, T, M] ascending, then -1; their scores, J = M; bool [B, K, T]."""
 
     chosen: ChosenBlocks
     scores: ListedScores

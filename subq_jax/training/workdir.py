@@ -25,8 +25,8 @@ def claim_workdir(workdir: Path, config: ConfigDict, data_fingerprint: str, *, w
       write: False on all hosts but the first.
 
     Raises:
-      ValueError: when the folder belongs to another config, naming fields that differ, those first that both have, or
-        cannot be used.
+      ValueError: for a folder of another config, whose differing fields are named, those that both have first; for a
+        damaged config.json; and for a folder that cannot be used.
     """
     path = workdir / "config.json"
     # Through JSON and back, so that tuples compare equal to the lists they are read as.
@@ -49,10 +49,10 @@ def stored_config(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.is_file():
         raise ValueError(f"workdir {workdir} must hold a run, got no file config.json there")
-    try:
-        return ConfigDict(_read_config(path)["config"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} must be the config of a run, got one without {error}") from error
+    stored = _read_config(path)
+    if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
+        raise ValueError(f'{path} must be the config of a run, with a mapping "config", got {str(stored)[:80]}')
+    return ConfigDict(stored["config"])
 
 
 def finished_config(workdir: Path) -> ConfigDict:

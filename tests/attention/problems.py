@@ -14,9 +14,7 @@ from subq_jax.selection.summaries import block_summaries
 from subq_jax.selection.visibility import local_ids, sink_ids
 
 NAMES = ("q", "k", "v", "router_q", "router_k")
-
-
-MILD = 1 / 16  # of 64 channels of the router's: gates are about 1, so that local blocks and sinks weigh something
+MILD = 1 / 16  # scales router queries of 64 channels so that gates are about 1: local blocks and sinks weigh something
 
 
 def arrays(seed, batch, queries, length, kv_heads, group, head_dim=8, router_dim=4, dtype=jnp.float32, router_scale=1):
@@ -92,7 +90,7 @@ def error(actual, expected) -> float:
     return float(difference / jnp.maximum(jnp.linalg.norm(expected.ravel()), 1e-20))
 
 
-def close(actual, expected, name, tolerance=2e-5):
+def assert_close(actual, expected, name, tolerance=2e-5):
     """Asserts that no number is off by more than `tolerance` times the largest that is expected, or 1."""
     scale = max(1.0, float(jnp.abs(expected).max()))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale, err_msg=name)
@@ -115,8 +113,9 @@ def assert_equally_good(selection, expected, values, config):
 def weight_of_kinds(values, selection, config, gate, **where):
     """Mean weight of all sinks, of all local and of all chosen blocks over the queries that see each of these kinds.
 
-    A block that is a sink and local counts as local. The kinds that `config` has; head_dim is at least the blocks.
+    Kinds that `config` has none of are left out. A block that is both a sink and local counts as local.
     """
+    assert values[2].shape[3] * config.block_size >= values[2].shape[1], "a channel for every block"
     def means(q, k, v, router_q, router_k):
         block = jnp.arange(k.shape[1]) // config.block_size
         of_block = jnp.broadcast_to(jax.nn.one_hot(block, v.shape[3])[None, :, None], v.shape)  # adds up what is seen
@@ -141,9 +140,9 @@ def assert_equals_reference(found, values, config, gate, **where):
         *x, config, gate=gate, implementation="reference", return_selection=True, **where)[1])
     assert_equally_good(selection, chosen(*values), values, config)
     expected, _, expected_grads = value_and_grads(values, config, "reference", gate, selection=selection, **where)
-    close(out, expected, "out")
+    assert_close(out, expected, "out")
     for name, grad, wanted in zip(NAMES, grads, expected_grads, strict=True):
-        close(grad, wanted, f"gradient of {name}", 1e-4)
+        assert_close(grad, wanted, f"gradient of {name}", 1e-4)
 
 
 def attention_by_definition(values, config, gate, q_offset=None, kv_length=None, segment_ids=None):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from problems import MILD, arrays, assert_equals_reference, close, error, value_and_grads, weight_of_kinds
+from problems import MILD, arrays, assert_close, assert_equals_reference, error, value_and_grads, weight_of_kinds
 from streams import STREAMS, assert_chosen, stream
 
 from subq_jax import SelectionConfig, selective_attention
@@ -230,7 +230,7 @@ def dense_decoding():
         grads, out = jax.block_until_ready(run(lambda *x: dense_attention_of_one(*x, place, present), *poisoned))
     wanted_grads, wanted = run(functools.partial(dense_attention, **where), *poisoned)
     for found, expected in zip((out, *grads), (wanted, *wanted_grads), strict=True):
-        close(found, expected, "dense")
+        assert_close(found, expected, "dense")
     print("equal")
 
 
@@ -298,7 +298,7 @@ def parts():
         made = gpu_parts.gpu_parts(values, config, uniform=False)
         out, _ = jax.block_until_ready(jax.jit(made["attention"].function)(*made["attention"].arguments))
     assert tuple(made) == gpu_parts.PARTS and made["attention"].facts["union"] > 1
-    close(out.reshape(values[0].shape), selective_attention(*values, config, implementation="reference"), "out")
+    assert_close(out.reshape(values[0].shape), selective_attention(*values, config, implementation="reference"), "out")
     print("equal")
 
 

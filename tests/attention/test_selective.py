@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from problems import (
     NAMES,
     arrays,
+    assert_close,
     assert_equals_reference,
     attention_by_definition,
-    close,
     problems,
     value_and_grads,
 )
@@ -41,7 +41,7 @@ def assert_the_reference_is_the_definition(problem):
     out, selection = selective_attention(
         *values, config, gate=gate, implementation="reference", return_selection=True, **where)
     expected, chosen = attention_by_definition(values, config, gate, **where)
-    close(out, expected, "out")
+    assert_close(out, expected, "out")
     ids = np.asarray(selection)
     for b, t, head in np.ndindex(ids.shape[:3]):
         assert [i for i in ids[b, t, head] if i >= 0] == chosen.get((b, t, head), [])
@@ -76,9 +76,9 @@ def test_a_few_queries_of_a_long_cache_read_what_they_see_and_no_more(monkeypatc
     out, selection, grads = value_and_grads(values, config, "xla", gate, **where)
     expected, wanted, expected_grads = value_and_grads(values, config, "reference", gate, **where)
     np.testing.assert_array_equal(selection, wanted)
-    close(out, expected, "out")
+    assert_close(out, expected, "out")
     for name, grad, wanted in zip(NAMES, grads, expected_grads, strict=True):
-        close(grad, wanted, f"gradient of {name}", 1e-4)
+        assert_close(grad, wanted, f"gradient of {name}", 1e-4)
     absent = (jnp.arange(90)[None] >= where["kv_length"][:, None])[..., None, None]
     q, k, v, router_q, router_k = values
     poisoned = (q, *(jnp.where(absent, jnp.nan, x) for x in (k, v)), router_q, jnp.where(absent, jnp.nan, router_k))

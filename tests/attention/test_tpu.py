@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from interpreted import interpreted_kernels
-from problems import NAMES, arrays, assert_equals_reference, close, problems, value_and_grads
+from problems import NAMES, arrays, assert_close, assert_equals_reference, problems, value_and_grads
 
 from subq_jax import SelectionConfig, selective_attention
 from subq_jax.attention import api
@@ -58,9 +58,9 @@ def test_decoding_equals_the_reference_and_reads_nothing_absent(queries, kv_head
     attend_cache.assert_called_once()
     finite = [jnp.nan_to_num(x) for x in values]
     expected, _, expected_grads = value_and_grads(finite, config, "reference", True, selection=selection, **where)
-    close(out, expected, "out")
+    assert_close(out, expected, "out")
     for name, grad, wanted in zip(NAMES, grads, expected_grads, strict=True):
-        close(grad, wanted, f"gradient of {name}", 1e-4)
+        assert_close(grad, wanted, f"gradient of {name}", 1e-4)
 
 
 @pytest.mark.slow

@@ -24,11 +24,16 @@ IMPORTED = ("subq_jax.training", "subq_jax.evaluation", "subq_jax.tasks", "subq_
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
-    """`python -m experiments.NAME ARGUMENTS`."""
+    """`python -m experiments.NAME ARGUMENTS`, in the environment that the first call of all found.
+
+    A negative status is that of a signal, -14 of the time limit.
+    """
     module, server = f"experiments.{name}", _server()
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps([module, arguments, folder]), file=server.stdin, flush=True)
-        status = int(server.stdout.readline())
+        line = server.stdout.readline()
+        assert line, "the process that forks has ended"
+        status = int(line)
         said = [(Path(folder) / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
     return subprocess.CompletedProcess([module, *arguments], status, *said)
 

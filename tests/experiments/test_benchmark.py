@@ -74,8 +74,7 @@ def test_wrong_flags_are_named(tmp_path, flag, message):
 def test_wrong_outputs_and_wrong_choices_show(monkeypatch, of_output, of_choice, error, recall):
     config = SelectionConfig(block_size=8, num_blocks=1, local_blocks=1, sink_blocks=1)
     shapes = [(1, 40, heads, 8) for heads in (2, 1, 1, 1, 1)]
-    values = [jax.random.normal(key, shape) for key, shape in zip(jax.random.split(jax.random.key(0), 5), shapes,
-                                                                           strict=True)]
+    values = list(map(jax.random.normal, jax.random.split(jax.random.key(0), 5), shapes))
 
     def attend(*arguments, implementation, selection=None, **options):
         if implementation == "reference":

@@ -48,12 +48,12 @@ def test_fields_that_both_configs_have_are_named_first(tmp_path, tiny_config):
         claim_workdir(tmp_path, other, "")
 
 
-@pytest.mark.parametrize("stored", ["[1, 2]", "{}", '{"config": 1}'])
+@pytest.mark.parametrize("stored", ["[1, 2]", "{}", '{"config": 1}', '{"config": null}'])
 def test_a_folder_that_holds_no_run_is_named(tmp_path, stored):
     with pytest.raises(ValueError, match="workdir .* must hold a run, got no file config.json there"):
         stored_config(tmp_path)
     (tmp_path / "config.json").write_text(stored)
-    with pytest.raises(ValueError, match="config.json must be the config of a run"):
+    with pytest.raises(ValueError, match='config.json must be the config of a run, with a mapping "config", got'):
         stored_config(tmp_path)
 
 

@@ -46,21 +46,21 @@ def append_better(scores, scale: float, ids, bounds, places, kept_scores, kept_i
     def append(_, scores, ids, bounds, places, kept_scores, kept_ids, *further):
         lane = Lane()
         bounds, ends, *equals = map(_of_rows, (bounds, places, *further))
-        lines = _Lines(lane, _of_lane(scores), scale, ids, kept_scores, kept_ids, backward)
-        marks = [_marks_of_better(x, scale, bound) for x, bound in zip(lines.values, bounds, strict=True)]
+        mine = _ThreadRows(lane, _of_lane(scores), scale, ids, kept_scores, kept_ids, backward)
+        marks = [_marks_of_better(x, scale, bound) for x, bound in zip(mine.values, bounds, strict=True)]
         if equals:
-            marks = _with_equals(marks, lines.values, bounds, *equals, lane)
+            marks = _with_equals(marks, mine.values, bounds, *equals, lane)
         either = arith.ori(*marks)
         some = nvvm.vote_sync(i32(-1), is_set(either), "any", results=[ir.IntegerType.get_signless(1)])
         registers = places.registers.copy()
-        for i, end in enumerate(_where(some, lambda: lines.put_down(marks, either, ends), ends)):
+        for i, end in enumerate(_cond(some, lambda: mine.put_down(marks, either, ends), ends)):
             registers.flat[i] = vector.broadcast(registers.flat[i].type, end)
         return mgpu.FragmentedArray(_registers=registers, _layout=places.layout, _is_signed=True)
 
     return append(scores, ids, bounds, places, kept_scores, kept_ids, *further)
 
 
-class _Lines:
+class _ThreadRows:
     """A thread's part of two rows: its numbers in each, as many for every lane, and where they go."""
 
     def __init__(self, lane: Lane, values, scale: float, ids, kept_scores, kept_ids, backward: bool):
@@ -113,7 +113,7 @@ def _of_lane(x):
             for half in range(2)]
 
 
-def _where(condition, make, otherwise):
+def _cond(condition, make, otherwise):
     """Two int32 of `make()` where `condition` holds, else `otherwise`."""
     branch = scf.IfOp(condition, [ir.IntegerType.get_signless(32)] * 2, has_else=True)
     with ir.InsertionPoint(branch.then_block):
@@ -128,7 +128,7 @@ def _branches(columns, size: int, of_warp, slots, visit):
     for i in range(0, len(columns), size):
         some = columns[i : i + size]
         marked = is_set(arith.andi(of_warp, i32(sum(1 << j for j in some))))
-        slots = _where(marked, functools.partial(visit, some, slots), slots)
+        slots = _cond(marked, functools.partial(visit, some, slots), slots)
     return slots
 
 

@@ -6,7 +6,7 @@ how much neighbours agree; where three of a warpgroup's four warps see a block a
 from shared memory once. Warps go their own way between copies and such blocks; within one, the products of scores, the
 softmax and the products with values follow each other, and other warps fill the gaps.
 
-The running softmax is FlashAttention-2's (arXiv 2307.08691), warps that copy for others FlashAttention-3's
+The online softmax is FlashAttention-2's (arXiv 2307.08691), warps that copy for others FlashAttention-3's
 (arXiv 2407.08608).
 """
 

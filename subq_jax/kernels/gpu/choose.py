@@ -211,10 +211,8 @@ def _kernel(router_q, summaries, low, high, spans, ids_out, scores_out, listed_i
 
 
 def _first_reading(a, b, count: int):
-    """How many blocks of each group the first reading sees, of tiles [a, b), and from one tile to the next it reads.
-
-    0 where it is not worth it.
-    """
+    """The first reading of tiles [a, b): how many blocks of each group it sees, 0 where it is not worth its time, and
+    its stride in tiles."""
     stride = jnp.where((b - a >= FAR) & (count <= FEW), jnp.int32(2), jnp.int32(1))
     rounds = lax.div(b - a, stride * jnp.int32(_groups(count) // tile_of(count)))
     return jnp.where(rounds < LEAST, 0, rounds), stride
@@ -329,8 +327,7 @@ def _highest(numbers):
 
 def _each_row(number):
     """The same number for each of 64 rows."""
-    dtype = jnp.int32 if isinstance(number, int) else jnp.float32
-    return plgpu.layout_cast(jnp.full((PRODUCT_ROWS,), number, dtype), ROWS)
+    return constant(number, (PRODUCT_ROWS,), ROWS, jnp.int32 if isinstance(number, int) else jnp.float32)
 
 
 def _count(some):

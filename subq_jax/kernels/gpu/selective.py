@@ -38,6 +38,7 @@ from subq_jax.kernels.xla.selective import (
     fall_back,
     few_backward,
     few_queries,
+    gates_of,
     router_gradients,
 )
 from subq_jax.kernels.xla.tile import row_delta
@@ -45,8 +46,6 @@ from subq_jax.selection.choose import in_order
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.visibility import QueryPlace, candidate_range, clear_absent_keys
-
-LARGEST_GATE = 1e38  # two differ by what float32 holds, in powers of 2 as well
 
 
 def gpu_selective_attention(
@@ -63,7 +62,7 @@ def gpu_selective_attention(
         return fall_back("gpu", reason, inputs, config, gate=gate)
     if few_queries(q.shape[1], k.shape[1], config):
         chosen, scores = choose(router_q, tree, place, config, selection, few=True)
-        gates = _gates(scores, gate)
+        gates = gates_of(scores, gate)
         out = _attend_few(config, gate, q, k, v, router_q, tree.levels[0], chosen, gates, place, present)
         return out, in_order(chosen).swapaxes(1, 2)
     if selection is None and not config.fanouts:
@@ -73,15 +72,9 @@ def gpu_selective_attention(
         chosen, scores = (fold(x) for x in choose(router_q, tree, place, config, selection))
         order = jnp.argsort(-chosen, axis=-1)  # descending, then -1
         chosen, scores = (jnp.take_along_axis(x, order, axis=-1) for x in (chosen, scores))
-    gates = _gates(scores, gate)
+    gates = gates_of(scores, gate)
     out = _attend(config, gate, q, k, v, router_q, tree.levels[0], chosen, gates, place, present)
     return out, unfold_keys(in_order(chosen), q.shape[0])
-
-
-def _gates(scores, gate: bool):
-    """What is added to the logits of chosen blocks."""
-    # Infinite where a score overflows, a gate would be NaN to the other tokens of its warp, that count it 0 times.
-    return jnp.clip(scores, -LARGEST_GATE, LARGEST_GATE) if gate else jnp.zeros_like(scores)
 
 
 def choose_flat(router_q, summaries, place: QueryPlace, config: SelectionConfig):
@@ -192,9 +185,9 @@ def _attend_backward(config, gate, residuals, d_out):
 
 
 def zero_sum(d_gates, ids):
-    """Gradients of the gates [X, P, J] of listed blocks, corrected so that those of a token add up to 0.
+    """Gradients of the gates [X, P, J] of listed blocks, corrected so that a token's add up to 0, as a softmax's do.
 
-    A softmax's do. Rounding in `delta` shifts all blocks of a token to one side: little of each
+    Rounding in `delta` shifts all blocks of a token to one side: little of each
     gradient, and much of what a router query gets, whose summaries have much in common (docs/gpu.md has figures). Every
     block gives up the same share of its own gradient, so that one with no weight, whose gradient is next to nothing,
     is not charged with what belongs to others.

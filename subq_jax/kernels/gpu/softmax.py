@@ -1,4 +1,4 @@
-"""The running softmax of the kernels that attend, in powers of 2."""
+"""The online softmax (Milakov and Gimelshein, arXiv 1805.02867) of the kernels that attend, in powers of 2."""
 
 import math
 
@@ -13,12 +13,12 @@ LOG2E = math.log2(math.e)
 
 
 def softmax_start(rows: int, head_dim: int):
-    """The state of a running softmax before the first step: sums [rows, H], `top` and `norm` [rows]."""
+    """The state of an online softmax before the first step: sums [rows, H], `top` and `norm` [rows]."""
     return constant(0, (rows, head_dim), ACC), constant(FLOOR, (rows,), ROWS), constant(0, (rows,), ROWS)
 
 
 def softmax_step(logits, scale: float, gate, top, norm):
-    """A step of the running softmax.
+    """A step of the online softmax.
 
     Args:
       logits: float32 [rows, keys]; times `scale` they are powers of 2, as are the following.
@@ -35,7 +35,7 @@ def softmax_step(logits, scale: float, gate, top, norm):
 
 
 def softmax_end(sums, top, norm):
-    """Outputs [rows, H] and log-sum-exps [rows] of a running softmax; 0 and about -7e28 where nothing was seen."""
+    """Outputs [rows, H] and log-sum-exps [rows] of an online softmax; 0 and about -7e28 where nothing was seen."""
     norm = jnp.where(norm > 0, norm, jnp.float32(1))
     return sums * by_row(1 / norm, sums), (top + jnp.log2(norm)) * (1 / LOG2E)
 

@@ -28,6 +28,7 @@ from subq_jax.kernels.xla.layout import (
     join_rows,
     repeat_heads,
     split_rows,
+    unfold,
     unfold_keys,
     unfold_queries,
     whole_rows,
@@ -37,6 +38,7 @@ from subq_jax.kernels.xla.selective import (
     fall_back,
     few_backward,
     few_queries,
+    gates_of,
     weighted_summaries,
 )
 from subq_jax.kernels.xla.tile import row_delta
@@ -64,16 +66,16 @@ def tpu_selective_attention(
         return fall_back("tpu", reason, inputs, config, gate=gate)
     if few_queries(q.shape[1], k.shape[1], config):
         chosen, scores = choose(router_q, tree, place, config, selection, few=True)
-        scores = scores if gate else jnp.zeros_like(scores)
-        out = _attend_few(config, gate, q, k, v, router_q, tree.levels[0], chosen, scores, place, present)
+        gates = gates_of(scores, gate)
+        out = _attend_few(config, gate, q, k, v, router_q, tree.levels[0], chosen, gates, place, present)
         return out, in_order(chosen).swapaxes(1, 2)
     if selection is None and not config.fanouts:
         router_q_fixed, summaries = jax.lax.stop_gradient((router_q, tree.levels[0]))
         chosen, scores = best_blocks(router_q_fixed, summaries, place, config, CHOICE_SIZES)
     else:
         chosen, scores = (fold(x).swapaxes(1, 2) for x in choose(router_q, tree, place, config, selection))
-    scores = scores if gate else jnp.zeros_like(scores)
-    out = _attend(config, gate, q, k, v, router_q, tree.levels[0], chosen, scores, place, present)
+    gates = gates_of(scores, gate)
+    out = _attend(config, gate, q, k, v, router_q, tree.levels[0], chosen, gates, place, present)
     return out, by_query(chosen, q.shape[0])
 
 
@@ -137,9 +139,8 @@ def _attend_backward(config, gate, residuals, d_out):
         dq = unfold_queries(dq[:, : queries.q.shape[1]], batch)
         if not gate:
             return sums, (dq, None)
-        by_head = lambda x: x.reshape(batch, kv_heads, *x.shape[1:])
-        d_scores = by_head(d_gates[:, : queries.q.shape[1], tiles.slots.always :]) * scale
-        d_router_q = weighted_summaries(d_scores, summaries, by_head(queries.chosen.swapaxes(1, 2)))
+        d_scores = unfold(d_gates[:, : queries.q.shape[1], tiles.slots.always :], batch) * scale
+        d_router_q = weighted_summaries(d_scores, summaries, unfold(queries.chosen.swapaxes(1, 2), batch))
         return sums, (dq, d_router_q.astype(router_q.dtype))
 
     args = queries.chunks(rows), split_rows(d_out, rows), split_rows(out, rows), lse

@@ -25,7 +25,7 @@ def best_first(scores: Scores, place: QueryPlace, config: SelectionConfig):
     ranks = masked_scores(is_candidate(iota((1, 1, width)), place, config)[:, None], scores)
     ranks, ids = jnp.where(jnp.isnan(ranks), jnp.inf, ranks), iota(scores.shape)  # what is no number comes first too
     if (size := _size_compared(scores.size // width, width, count)) > 1:
-        groups = split_groups(ranks, size, -jnp.inf)
+        groups = split_groups(ranks, size)
         kept = top_by_counting(groups.max(axis=-1), iota(groups.shape[:-1]), count)[0][..., None]
         ranks = jnp.take_along_axis(groups, kept, axis=-2).reshape(*ranks.shape[:-1], -1)
         ids = (kept * size + iota((*kept.shape[:-1], size))).reshape(ranks.shape)

@@ -43,6 +43,8 @@ from subq_jax.selection.summaries import score_scale, split_blocks
 from subq_jax.selection.tree import SummaryTree, search_tree
 from subq_jax.selection.visibility import QueryPlace, clear_absent_keys, nothing_for_padding, sink_ids
 
+LARGEST_GATE = 1e38  # two differ by what float32 holds, in powers of 2 as well
+
 
 def xla_selective_attention(
     inputs: SelectiveInputs, config: SelectionConfig, *, gate: bool
@@ -56,9 +58,15 @@ def xla_selective_attention(
     summaries = tree.levels[0]
     few = few_queries(q.shape[1], k.shape[1], config)
     chosen, scores = choose(router_q, tree, place, config, selection, few=few)
-    scores = scores if gate else jnp.zeros_like(scores)
-    out = attend_chosen(config, gate, q, k, v, router_q, summaries, chosen, scores, place, present)
+    gates = gates_of(scores, gate)
+    out = attend_chosen(config, gate, q, k, v, router_q, summaries, chosen, gates, place, present)
     return out, (in_order(chosen) if few else chosen).swapaxes(1, 2)
+
+
+def gates_of(scores, gate: bool):
+    """What is added to the logits of chosen blocks, all of whose `scores` are given."""
+    # Where a score overflows, an infinite gate would be NaN to tokens of the same warp that count the block 0 times.
+    return jnp.clip(scores, -LARGEST_GATE, LARGEST_GATE) if gate else jnp.zeros_like(scores)
 
 
 def fall_back(
