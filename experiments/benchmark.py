@@ -57,20 +57,22 @@ def arm(name: str) -> Mechanism:
 
 def check_numbers(lengths: list[str]) -> None:
     """Raises UsageError for lengths and fan-outs that are none."""
-    if any(not x.isdigit() for x in FANOUTS.value):
+    if any(not x.isdecimal() for x in FANOUTS.value):
         raise app.UsageError(f"--fanouts must be integers, got {FANOUTS.value}")
+    if not lengths:
+        raise app.UsageError("--lengths must not be empty")
     check_positive("lengths", lengths)
 
 
 def check_positive(flag: str, values: list[str]) -> None:
     """Raises UsageError, naming the flag, unless all of its values are positive integers."""
-    if any(not x.isdigit() or int(x) < 1 for x in values):
+    if any(not x.isdecimal() or int(x) < 1 for x in values):
         raise app.UsageError(f"--{flag} must be positive integers, got {values}")
 
 
 def run_cases(
     workdir: Path, lengths: Iterable[int], cases: list[Case], metrics: dict[str, str], flag_names: Iterable[str],
-    *, compared: str = "seconds", **facts: Any,
+    *, compared: str = "seconds", check: Callable[[list[Row]], dict[str, Any]] = lambda rows: {}, **facts: Any,
 ) -> None:
     """Times every case at every length, shows what came out, and writes it to `workdir`.
 
@@ -81,6 +83,7 @@ def run_cases(
       metrics: the rows' measurements to show, with the label of each one's axis.
       flag_names: flags that the report keeps beside those of this module.
       compared: the metric that tables compare with dense's.
+      check: looks at what was timed, and returns further entries of the report.
       **facts: further entries of the report.
     """
     console, device = Console(), jax.devices()[0]
@@ -88,7 +91,7 @@ def run_cases(
               "python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__,
               "flags": {name: flags.FLAGS[name].value for name in (*flag_names, *_SHAPE_FLAGS)}} | facts
     rows = measure(workdir / "results.jsonl", sorted(lengths), cases, console)
-    report["slopes"] = {}
+    report |= {"slopes": {}} | check(rows)
     for task in dict.fromkeys(case.task for case in cases):
         mine = [row for row in rows if row["task"] == task]
         show(f"{task}, {report['device']}", mine, metrics, compared, console)

@@ -3,8 +3,8 @@
 One layer's attention on random inputs, forward and forward + backward, every mechanism at every length; of those that
 choose also the choosing alone, summaries included. Writes `results.jsonl`, `report.json` with the machine and the
 fitted slopes, and log-log plots. With `--fanouts` the arms with a router choose through a tree. Selective attention,
-outputs and choice, is checked at the shortest and the longest length against the float32 reference before anything is
-timed, where both fit into memory. A length that an arm cannot finish within `--max_seconds` (judged from the one
+outputs and choice, is then compared with the float32 reference at the shortest and the longest length that it was timed
+at, where both fit into memory. A length that an arm cannot finish within `--max_seconds` (judged from the one
 before) is left out and said so. `--decode_batches=1,64` adds a decoding step of dense and selective attention, one new
 token of so many sequences against caches of each length.
 
@@ -69,6 +69,8 @@ from subq_jax.attention.mechanisms import MECHANISMS, SELECTING
 from subq_jax.evaluation.routing import usage
 from subq_jax.kernels.gpu.limits import CAPABILITY, on_hopper
 from subq_jax.kernels.tpu.roofline import dense_work, kernel_work
+from subq_jax.model.indexer import INDEX_HEADS
+from subq_jax.reporting.results import Row
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Folder for the results.")
 _LENGTHS = flags.DEFINE_list("lengths", ["4096", "8192", "16384", "32768", "65536"], "Context lengths, in tokens.")
@@ -90,7 +92,14 @@ def choices(values) -> dict[str, jax.Array]:
     return usage(selection, -(-values[1].shape[1] // BLOCK.value))
 
 
-def check_selective(length: int) -> dict[str, float] | None:
+def check_selective(rows: list[Row]) -> dict[str, dict]:
+    """How selective attention compares with the reference at the shortest and the longest of its rows' lengths."""
+    lengths = [row["length"] for row in rows if row["mechanism"] == "selective"]
+    ends = sorted({min(lengths), max(lengths)}) if lengths else []
+    return {"selective_against_reference": {length: check_at(length) for length in ends}} if lengths else {}
+
+
+def check_at(length: int) -> dict[str, float] | None:
     """How selective attention compares with the reference at a length, printed; None where both do not fit."""
     try:
         found = compare_with_reference(make_inputs(length), arm("selective").selection_config(), implementation())
@@ -174,6 +183,16 @@ def check_flags() -> None:
         if IMPLEMENTATION.value not in (None, "tpu"):
             raise app.UsageError("--estimate_for compiles --implementation=tpu, got --implementation="
                                  f"{IMPLEMENTATION.value}")
+    if not _MECHANISMS.value:
+        raise app.UsageError("--mechanisms must not be empty")
+    if IMPLEMENTATION.value == "gpu" and not on_hopper():
+        raise app.UsageError(f"--implementation=gpu needs a GPU of compute capability {CAPABILITY}, got "
+                             f"{jax.devices()[0]}")
+    if IMPLEMENTATION.value == "tpu" and platform() != "tpu":
+        raise app.UsageError(f"--implementation=tpu needs a TPU or --estimate_for, got {jax.devices()[0]}")
+    if "learned_router" in _MECHANISMS.value and ROUTER_DIM.value < INDEX_HEADS:
+        raise app.UsageError(f"--router_dim must be at least {INDEX_HEADS}, the heads of learned_router, got "
+                             f"{ROUTER_DIM.value}")
     if (INPUTS.value == "trained") != bool(TRAINED_RUN.value):
         raise app.UsageError(f"--inputs=trained and --trained_run go together, got --inputs={INPUTS.value} "
                              f"--trained_run={TRAINED_RUN.value}")
@@ -198,11 +217,8 @@ def main(argv: list[str]) -> None:
         estimate(workdir / "estimates.jsonl", ESTIMATE_FOR.value, programs_to_estimate(sorted(lengths)), DTYPE.value)
         return
     facts = {"dense": dense_kernel(platform(), HEAD_DIM.value)[0]}
-    if "selective" in _MECHANISMS.value:
-        facts["selective_against_reference"] = {
-            length: check_selective(length) for length in sorted({min(lengths), max(lengths)})}
-        if INPUTS.value == "trained":
-            facts["choices"] = {length: jax.tree.map(float, choices(make_inputs(length))) for length in lengths}
+    if "selective" in _MECHANISMS.value and INPUTS.value == "trained":
+        facts["choices"] = {length: jax.tree.map(float, choices(make_inputs(length))) for length in lengths}
     cases = [Case(stage, name, None if name in WITHOUT_BUDGET else BUDGET.value, functools.partial(
                  *((flash_cost,) if name == FLASH else (stage_cost, name)), stage))
              for name in _MECHANISMS.value for stage in (STAGES if name in SELECTING else STAGES[1:])]
@@ -212,7 +228,7 @@ def main(argv: list[str]) -> None:
     if _PARTS.value:
         cases += [Case(part, "selective", BUDGET.value, functools.partial(part_cost, part)) for part in PARTS]
     run_cases(workdir, lengths, cases, METRICS, ["lengths", "implementation", "inputs", "trained_run", "layer"],
-              **facts)
+              check=check_selective, **facts)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from absl import flags
+from absl import app, flags
 from jax.experimental.mosaic.gpu import core as mosaic
 
 from experiments.program import open_output, refuse_arguments, run
@@ -45,7 +45,7 @@ SHAPES = {  # query heads of the KV head, head dimension, block size, selected b
 LENGTH, ROUTER_DIM, SLOTS_BESIDE = 1 << 20, 64, 3  # a sink and two local blocks
 
 _OUTPUT = flags.DEFINE_string("output", None, "File of rows, one appended for each kernel.")
-_KERNELS = flags.DEFINE_list("kernels", list(KERNELS), "Compiled.")
+_KERNELS = flags.DEFINE_multi_enum("kernels", list(KERNELS), KERNELS, "Compiled; given once for each.")
 _ONE = flags.DEFINE_string("one", None, "`kernel: shape`, compiled in this process, where ptxas prints its account.")
 
 # Answers what a compiler asks of a driver: one device, compute capability 9.0, 227 KB of shared memory for a block.
@@ -135,6 +135,8 @@ def main(argv: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             compile_lowered(Path(folder))
         return
+    if importlib.util.find_spec("nvidia") is None:
+        raise app.UsageError("CUDA's compiler and jax's plugin are not installed: pip install -e .[gpu]")
     with open_output(_OUTPUT.value) as file:
         for kernel, shape in itertools.product(_KERNELS.value, SHAPES):
             row = account(kernel, shape)

@@ -60,7 +60,8 @@ def grid(config: ConfigDict) -> list[Cell]:
             raise ValueError(f"sweep.{name} must be a tuple of values, got {sweep[name]!r}")
         if not sweep[name] and name != "learning_rates":
             raise ValueError(f"sweep.{name} must not be empty")
-        if len(set(sweep[name])) < len(sweep[name]):
+        values = list(sweep[name])
+        if any(value in values[:i] for i, value in enumerate(values)):
             raise ValueError(f"sweep.{name} must not repeat itself, got {sweep[name]}")
     for name, floor in (("eval_batches", 1), ("eval_batch_size", 1), ("timing_repeats", 0)):
         check_integer(f"sweep.{name}", sweep[name], floor)

@@ -15,6 +15,7 @@ from subq_jax.kernels.tpu.selective import tpu_selective_attention
 from subq_jax.kernels.xla.layout import vary_alike
 from subq_jax.kernels.xla.selective import few_queries, xla_selective_attention
 from subq_jax.parallel.sharding import active_mesh
+from subq_jax.selection.choose import as_block_ids
 from subq_jax.selection.config import SelectionConfig
 from subq_jax.selection.inputs import SelectiveInputs
 from subq_jax.selection.tree import SummaryTree, build_tree, clear_incomplete_nodes
@@ -104,8 +105,7 @@ def selective_attention(
         raise ValueError(f"implementation must be one of {sorted(IMPLEMENTATIONS)} or None, got {implementation!r}")
     place, present = checks.locate(q, k, q_offset, kv_length, segment_ids, config.block_size)
     if selection is not None:
-        narrow = selection.astype(jnp.int32)  # narrower types cannot hold every block id, ids of wider ones wrap around
-        selection = jnp.where(narrow == selection, narrow, -1)
+        selection = as_block_ids(selection)
     q, router_q = (clear_padding_rows(x, place) for x in (q, router_q))
     if tree is None:
         tree = build_tree(clear_absent_keys(router_k, present), config)

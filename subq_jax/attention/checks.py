@@ -115,13 +115,18 @@ def per_sequence(name: str, value, batch: int) -> jax.Array:
 
 
 def check_segment_ids(segment_ids, batch: int, length: int, block_size: int) -> None:
-    """Checks shape and dtype; when concrete, also that every document starts at a block boundary."""
+    """Checks shape and dtype; when concrete, also that ids fit and every document starts at a block boundary."""
     if segment_ids is None:
         return
     check_integers("segment_ids", segment_ids, (batch, length), "[B, S]")
     ids = concrete(segment_ids)
     if ids is None:
         return
+    given, fits = np.asarray(segment_ids), np.iinfo(np.int32)
+    if given.dtype.itemsize > fits.dtype.itemsize and given.size:
+        for bound, wraps in ((given.max(), given.max() > fits.max), (given.min(), given.min() < fits.min)):
+            if wraps:
+                raise ValueError(f"segment_ids must be in [-2**31, 2**31), got {bound}")
     starts = (ids[:, 1:] != ids[:, :-1]) & (ids[:, 1:] >= 0)
     row, column = np.nonzero(starts & (np.arange(1, length) % block_size != 0))
     if row.size:

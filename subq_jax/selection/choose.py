@@ -102,6 +102,14 @@ def split_groups(ranks, size: int):
     return ranks.reshape(*ranks.shape[:-1], -1, size)
 
 
+def as_block_ids(selection) -> ChosenBlocks:
+    """A selection of any integer type as int32, -1 in place of ids that would wrap around."""
+    ids = selection.astype(jnp.int32)
+    if jnp.iinfo(selection.dtype).max <= jnp.iinfo(jnp.int32).max:
+        return ids
+    return jnp.where((ids >= 0) & (ids.astype(selection.dtype) == selection), ids, -1)
+
+
 def admit_selection(
     selection: ChosenBlocks, place: QueryPlace, config: SelectionConfig, num_blocks: int
 ) -> ChosenBlocks:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from subq_jax.files import exclusive, write_text
 
 _SHOWN = 5
+_MISSING = type("Missing", (), {"__repr__": lambda self: "missing"})()  # in place of a field's value
 
 
 def claim_workdir(workdir: Path, config: ConfigDict, data_fingerprint: str, *, write: bool = True) -> None:
@@ -107,8 +108,9 @@ def _differences(stored: Any, given: Any, name: str = "") -> list[tuple[bool, st
         return [
             line
             for key in names
-            for line in _differences(stored.get(key), given.get(key), f"{name}.{key}" if name else key)
+            for line in _differences(
+                stored.get(key, _MISSING), given.get(key, _MISSING), f"{name}.{key}" if name else key)
         ]
     if stored == given:
         return []
-    return [(None in (stored, given), f"{name.removeprefix('config.')} is {stored!r} there, {given!r} here")]
+    return [(_MISSING in (stored, given), f"{name.removeprefix('config.')} is {stored!r} there, {given!r} here")]

@@ -9,6 +9,7 @@ is off.
 """
 
 import contextlib
+import dataclasses
 import functools
 import sys
 from unittest import mock
@@ -255,11 +256,17 @@ def overflowing_gates():
     config = SelectionConfig(block_size=32, num_blocks=3, local_blocks=1, sink_blocks=1)
     values = mild(25, 1, 24, 384, 1, 8, head_dim=64, router_dim=64, dtype=jnp.bfloat16)
     values = *values[:4], values[4].at[0, 192].set(1e20)
-    attend = jax.jit(functools.partial(selective_attention, config=config, implementation="gpu"))
-    for query in (1e19, -1e19):
+    of_token = values[3].at[0, 7]
+    cases = [(values, of_token.set(1e19), None), (values, of_token.set(-1e19), None)]
+    means = dataclasses.replace(config, pooling="mean")  # the mean of block 6 is infinite, and 0 times it no number
+    values = *values[:4], values[4].at[0, 192:224].set(3e38)
+    cases.append((values, of_token.set(values[3][0, 7].at[:, 5].set(0)), jnp.full((1, 24, 1, 3), -1).at[..., 0].set(6)))
+    for values, router_q, selection in cases:
+        config = config if selection is None else means
+        attend = jax.jit(functools.partial(selective_attention, config=config, implementation="gpu"))
         with simulated_gpu():
-            before = jax.block_until_ready(attend(*values))
-            after = jax.block_until_ready(attend(*values[:3], values[3].at[0, 7].set(query), values[4]))
+            before = jax.block_until_ready(attend(*values, selection=selection))
+            after = jax.block_until_ready(attend(*values[:3], router_q, values[4], selection=selection))
         np.testing.assert_array_equal(after[:, :7], before[:, :7])
         assert bool(jnp.isfinite(after.astype(jnp.float32)).all())
     print("equal")

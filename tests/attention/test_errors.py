@@ -163,6 +163,13 @@ def test_an_int_and_an_array_say_the_same():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("ids", [np.int64(2**31), np.int64(-(2**31) - 1), np.uint64(2**64 - 1)])
+def test_documents_whose_ids_would_wrap_around_are_refused(ids):
+    documents = np.full((BATCH, LENGTH), ids)
+    with pytest.raises(ValueError, match=rf"segment_ids must be in \[-2\*\*31, 2\*\*31\), got {ids}"):
+        run("reference", segment_ids=documents)
+
+
 def test_numpy_inputs_are_accepted(implementation):
     expected, ids = jax.jit(lambda: run(implementation))()
     arguments = [np.asarray(x) for x in VALUES.values()]

@@ -309,6 +309,26 @@ def test_foreign_ids_do_not_wrap_around_to_blocks_that_there_are(implementation,
     np.testing.assert_array_equal(selection[0, -1, 0], [2, -1, -1])
 
 
+@pytest.mark.parametrize("dtype", [jnp.int4, jnp.int8, jnp.uint8, jnp.int16, jnp.uint32])
+def test_a_foreign_selection_may_have_any_integer_type(implementation, dtype):
+    config = SelectionConfig(block_size=8, num_blocks=2, local_blocks=1, sink_blocks=1)
+    values, ids = arrays(0, 1, 40, 40, 1, 1), jnp.broadcast_to(jnp.array([3, 2], dtype), (1, 40, 1, 2))
+    with jax.numpy_dtype_promotion("strict"):
+        selection = selective_attention(
+            *values, config, selection=ids, implementation=implementation, return_selection=True)[1]
+    np.testing.assert_array_equal(selection[0, -1, 0], [2, 3])
+
+
+@pytest.mark.parametrize("part", [0, 3])
+def test_outputs_of_huge_logits_are_means_of_values(implementation, part):
+    config = SelectionConfig(block_size=4, num_blocks=3, local_blocks=1, sink_blocks=1)
+    values = list(arrays(0, 1, 80, 80, 1, 2))
+    for scale in (1e4, 1e6, 1e8):
+        scaled = [x * (scale if i == part else 1) for i, x in enumerate(values)]
+        out = selective_attention(*scaled, config, implementation=implementation)
+        assert float(jnp.abs(out).max()) <= float(jnp.abs(values[2]).max()) * (1 + 1e-5)
+
+
 def test_a_foreign_selection_cannot_leak_or_count_twice(implementation):
     values = arrays(8, 1, 32, 32, 1, 2)
     config = SelectionConfig(block_size=4, num_blocks=4, local_blocks=1, sink_blocks=1)

@@ -57,6 +57,12 @@ def test_decoding_steps_are_timed_and_what_is_not_installed_is_left_out(tmp_path
 
 @pytest.mark.parametrize(("flag", "message"), [
     ("--lengths=64,x", "--lengths must be positive integers"),
+    ("--lengths=\u00b2", "--lengths must be positive integers"),
+    ("--lengths=", "--lengths must not be empty"),
+    ("--mechanisms=", "--mechanisms must not be empty"),
+    ("--router_dim=1", "--router_dim must be at least [0-9]+, the heads of learned_router, got 1"),
+    ("--implementation=gpu", "--implementation=gpu needs a GPU of compute capability 9.0, got"),
+    ("--implementation=tpu", "--implementation=tpu needs a TPU or --estimate_for, got"),
     ("--mechanisms=lsh", "mechanism must be one of"),
     ("--decode_batches=1,x", "--decode_batches must be positive integers"),
     ("--fanouts=2,x", "--fanouts must be integers"),

@@ -213,6 +213,7 @@ def test_bad_input_is_refused_before_any_training(trained, run):
     ("eval_lengths", ("x",), "sweep.eval_lengths must be an integer >= 1, got 'x'"),
     ("eval_batches", 0, "sweep.eval_batches must be an integer >= 1, got 0"),
     ("timing_repeats", -1, "sweep.timing_repeats must be an integer >= 0, got -1"),
+    ("eval_lengths", ([128],), r"sweep.eval_lengths must be an integer >= 1, got \[128\]"),
     ("seeds", (0, 0), r"sweep.seeds must not repeat itself, got \(0, 0\)"),
     ("budgets", (), "sweep.budgets must not be empty"),
     ("learning_rates", (1e-3, 1e-3), r"sweep.learning_rates must not repeat itself, got \(0.001, 0.001\)"),

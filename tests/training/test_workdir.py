@@ -44,7 +44,7 @@ def test_fields_that_both_configs_have_are_named_first(tmp_path, tiny_config):
         for number in range(9):
             other.data[f"a_{number}"] = number
     claim_workdir(tmp_path, tiny_config, "")
-    with pytest.raises(ValueError, match="another config: data.task is .* there, 'copy' here; data.a_0 is None there"):
+    with pytest.raises(ValueError, match="data.task is .* there, 'copy' here; data.a_0 is missing there"):
         claim_workdir(tmp_path, other, "")
 
 

@@ -34,6 +34,7 @@ from subq_jax.kernels.xla.layout import (
     whole_rows,
 )
 from subq_jax.kernels.xla.selective import (
+    LARGEST_GATE,
     choose,
     fall_back,
     few_backward,
@@ -73,6 +74,7 @@ def gpu_selective_attention(
         order = jnp.argsort(-chosen, axis=-1)  # descending, then -1
         chosen, scores = (jnp.take_along_axis(x, order, axis=-1) for x in (chosen, scores))
     gates = gates_of(scores, gate)
+    gates = jnp.where(jnp.isnan(gates), -LARGEST_GATE, gates)  # or it would reach the other tokens of its warp
     out = _attend(config, gate, q, k, v, router_q, tree.levels[0], chosen, gates, place, present)
     return out, unfold_keys(in_order(chosen), q.shape[0])
 

@@ -191,13 +191,17 @@ def gathered_forward(q, k, v, ids, bias):
             step = _step(plan, shape, slots, i)
             return tile_partial(_rows(q, step.token), _rows(k, step.block), _rows(v, step.block)), carry
 
-        (outs, tops, lses), buffers, _ = _all_steps(plan, shape, buffers, (), body)
-        listed, bias = (ids >= 0)[..., None], bias[..., None]
-        tops, lses = (_rows(x, plan.place).reshape(*ids.shape, group) + bias for x in (tops, lses))
-        lse = jax.nn.logsumexp(jnp.where(listed, lses, NO_KEYS), axis=2)
-        weights = jnp.where(listed, jnp.exp(tops - lse[:, :, None]), 0.0)
+        (outs, tops, norms), buffers, _ = _all_steps(plan, shape, buffers, (), body)
+        listed = (ids >= 0)[..., None]
+        tops, norms = (_rows(x, plan.place).reshape(*ids.shape, group) for x in (tops, norms))
+        tops = jnp.where(listed, tops + bias[..., None], NO_KEYS)
+        top = jnp.maximum(tops.max(axis=2), NO_KEYS)
+        weights = jnp.where(listed, jnp.exp(tops - top[:, :, None]), 0.0)
+        norm = jnp.where(listed, weights * norms, 0.0).sum(axis=2)
+        weights = weights / jnp.where(norm > 0, norm, 1.0)[:, :, None]
         outs = _rows(outs, plan.place).reshape(*ids.shape, group, head_dim)
-        return buffers, ((weights[..., None] * outs).sum(axis=2), jnp.maximum(lse, NO_KEYS))
+        lse = jnp.where(norm > 0, top + jnp.log(norm * k.shape[2]), NO_KEYS)
+        return buffers, ((weights[..., None] * outs).sum(axis=2), lse)
 
     row = jax.ShapeDtypeStruct((group,), jnp.float32)
     buffers = _empty(q, shape, (jax.ShapeDtypeStruct((group, head_dim), q.dtype), row, row))

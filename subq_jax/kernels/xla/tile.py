@@ -8,7 +8,6 @@ Partial results of several tiles merge by their log-sum-exp, as in FlashAttentio
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -55,17 +54,17 @@ def tile_forward(q, k, v, bias, visible):
 
 
 def tile_partial(q, k, v):
-    """The tile's part of a softmax, all of it visible: (out [..., m, G, H], top [..., m, G], lse [..., m, G]).
+    """The tile's part of a softmax, all of it visible: (out [..., m, G, H], top [..., m, G], norm [..., m, G]).
 
-    `out` is the sum of `exp(logit - top) * v` in `q`'s dtype, so that it need not be divided before parts are merged:
-    a row's result is the sum over its parts of `out * exp(top - lse of all)`. `top` and `lse` are float32. `top` is the
-    largest logit and log n above it: the weights then sum to 1 at most, and no sum of values is beyond float16.
+    `out` is the sum of `exp(logit - top) / n * v` in `q`'s dtype, so that it need not be divided before parts are
+    merged: of several parts `exp(top - largest top)` weighs `out` and `norm`, the sum of `exp(logit - top) / n`, and a
+    row's result is the one sum over the other. `top`, the largest logit, and `norm` are float32. By n the weights sum
+    to 1 at most, and no sum of values is beyond float16.
     """
     logits = tile_logits(q, k, 0.0)
-    top = jax.lax.stop_gradient(logits).max(axis=-1, keepdims=True) + math.log(k.shape[-2])
-    weights = jnp.exp(logits - top)
-    lse = top + jnp.log(weights.sum(axis=-1, keepdims=True))
-    return _over_features(weights.astype(v.dtype), v, q.dtype), top[..., 0], lse[..., 0]
+    top = jax.lax.stop_gradient(logits).max(axis=-1, keepdims=True)
+    weights = jnp.exp(logits - top) * (1 / k.shape[-2])
+    return _over_features(weights.astype(v.dtype), v, q.dtype), top[..., 0], weights.sum(axis=-1)
 
 
 def tile_backward(q, k, v, bias, visible, d_out, lse, delta, dq_dtype=jnp.float32):
