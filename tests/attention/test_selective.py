@@ -1,5 +1,7 @@
 """The xla implementation computes the function that the reference defines, and that function keeps its promises."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,7 @@ from subq_jax.selection.visibility import candidate_range, place_queries
 
 
 @given(problems())
-@settings(max_examples=5)
+@settings(max_examples=4)
 def test_the_reference_is_the_definition(problem):
     assert_the_reference_is_the_definition(problem)
 
@@ -48,7 +50,7 @@ def assert_the_reference_is_the_definition(problem):
 
 
 @given(problems())
-@settings(max_examples=6)
+@settings(max_examples=4)
 def test_xla_equals_reference(problem):
     assert_xla_equals_reference(problem)
 
@@ -299,33 +301,30 @@ def test_every_product_is_taken_at_full_precision():
     np.array([2**32 - 1, 2**31 + 3, 2**31], np.uint32)])
 def test_foreign_ids_do_not_wrap_around_to_blocks_that_there_are(implementation, array):
     config = SelectionConfig(block_size=4, num_blocks=3, local_blocks=1, sink_blocks=1)
-    values, ids = arrays(0, 1, 40, 40, 1, 1), np.broadcast_to(array, (1, 40, 1, 3))
-    selection = selective_attention(
-        *values, config, selection=ids, implementation=implementation, return_selection=True)[1]
-    assert (selection == -1).all()
-    ids = np.broadcast_to(np.array([array[0], 2, array[1]], array.dtype), ids.shape)
-    selection = selective_attention(
-        *values, config, selection=ids, implementation=implementation, return_selection=True)[1]
-    np.testing.assert_array_equal(selection[0, -1, 0], [2, -1, -1])
+    values = arrays(0, 1, 40, 40, 1, 1)
+    for ids, wanted in ((array, [-1, -1, -1]), (np.array([array[0], 2, array[1]], array.dtype), [2, -1, -1])):
+        attend = jax.jit(functools.partial(
+            selective_attention, config=config, selection=np.broadcast_to(ids, (1, 40, 1, 3)),
+            implementation=implementation, return_selection=True))
+        np.testing.assert_array_equal(attend(*values)[1][0, -1, 0], wanted)
 
 
-@pytest.mark.parametrize("dtype", [jnp.int4, jnp.int8, jnp.uint8, jnp.int16, jnp.uint32])
+@pytest.mark.parametrize("dtype", [jnp.int4, jnp.uint32])
 def test_a_foreign_selection_may_have_any_integer_type(implementation, dtype):
     config = SelectionConfig(block_size=8, num_blocks=2, local_blocks=1, sink_blocks=1)
     values, ids = arrays(0, 1, 40, 40, 1, 1), jnp.broadcast_to(jnp.array([3, 2], dtype), (1, 40, 1, 2))
+    attend = jax.jit(lambda ids, *x: selective_attention(
+        *x, config, selection=ids, implementation=implementation, return_selection=True)[1])
     with jax.numpy_dtype_promotion("strict"):
-        selection = selective_attention(
-            *values, config, selection=ids, implementation=implementation, return_selection=True)[1]
-    np.testing.assert_array_equal(selection[0, -1, 0], [2, 3])
+        np.testing.assert_array_equal(attend(ids, *values)[0, -1, 0], [2, 3])
 
 
-@pytest.mark.parametrize("part", [0, 3])
-def test_outputs_of_huge_logits_are_means_of_values(implementation, part):
+def test_outputs_of_huge_logits_are_means_of_values(implementation):
     config = SelectionConfig(block_size=4, num_blocks=3, local_blocks=1, sink_blocks=1)
     values = list(arrays(0, 1, 80, 80, 1, 2))
-    for scale in (1e4, 1e6, 1e8):
-        scaled = [x * (scale if i == part else 1) for i, x in enumerate(values)]
-        out = selective_attention(*scaled, config, implementation=implementation)
+    attend = jax.jit(functools.partial(selective_attention, config=config, implementation=implementation))
+    for part, scale in ((0, 1e4), (0, 1e8), (3, 1e6), (3, 1e8)):  # logits, gates
+        out = attend(*(x * (scale if i == part else 1) for i, x in enumerate(values)))
         assert float(jnp.abs(out).max()) <= float(jnp.abs(values[2]).max()) * (1 + 1e-5)
 
 

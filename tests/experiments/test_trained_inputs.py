@@ -24,7 +24,8 @@ def model(monkeypatch):
     return model
 
 
-@pytest.mark.parametrize(("layer", "number"), [(0, 1), (1, 3), (-1, 3)])
+@pytest.mark.parametrize(("layer", "number"), [
+    pytest.param(0, 1, marks=pytest.mark.slow), pytest.param(1, 3, marks=pytest.mark.slow), (-1, 3)])
 def test_attention_to_the_inputs_of_a_layer_is_the_layers_own(model, layer, number):
     inputs = trained_inputs.trained_inputs(Path("run"), 40, layer)
     assert [x.shape for x in inputs] == [(1, 40, n, w) for n, w in ((4, 8), (2, 8), (2, 8), (2, 4), (2, 4))]

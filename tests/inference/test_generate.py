@@ -6,9 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_decoder import SHAPE, decoder
+from tiny_decoder import ARMS, SHAPE, decoder
 
-from subq_jax.attention.mechanisms import MECHANISMS
 from subq_jax.inference.generate import generate
 
 VOCABULARY = SHAPE["vocab_size"]
@@ -36,7 +35,7 @@ def full_logits(model, prompt, new):
 
 
 @pytest.mark.parametrize("length", [pytest.param(3, marks=pytest.mark.slow), 27])
-@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("mechanism", ARMS)
 def test_logits_are_those_of_the_full_forward(mechanism, length):
     model, prompt, count = decoder(mechanism), tokens(length), 12
     new, logits = generate(model, prompt, count)
@@ -46,7 +45,7 @@ def test_logits_are_those_of_the_full_forward(mechanism, length):
     np.testing.assert_array_equal(new, logits.argmax(axis=-1))
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("mechanism", ARMS)
 def test_prefill_in_chunks_equals_the_full_forward(mechanism):
     model, prompt = nnx.clone(decoder(mechanism)), tokens(40)
     model.init_cache(2, 40)
@@ -56,8 +55,9 @@ def test_prefill_in_chunks_equals_the_full_forward(mechanism):
 
 
 @pytest.mark.parametrize("router", [
-    {}, {"router_learns_window": True, "router_tied": False},
-    *(pytest.param(one, marks=pytest.mark.slow) for one in ({"router_learns_window": True}, {"router_tied": False}))])
+    {"router_learns_window": True, "router_tied": False},
+    *(pytest.param(one, marks=pytest.mark.slow) for one in (
+        {}, {"router_learns_window": True}, {"router_tied": False}))])
 def test_router_queries_that_are_means_over_neighbours_go_on_across_chunks(router):
     model, prompt = decoder("selective", router_window=5, **router), tokens(40)
     for path, param in nnx.iter_graph(model):  # from where they start learned windows equal the fixed one

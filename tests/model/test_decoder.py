@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_decoder import SHAPE, decoder
+from tiny_decoder import CHOOSING_OTHERWISE, SHAPE, decoder
 
 from subq_jax.attention.mechanisms import MECHANISMS, WARM_UP
 from subq_jax.model.attention_modules import DivergenceLoss
@@ -21,7 +21,9 @@ for _number, (_begin, _end) in enumerate(DOCUMENTS):
     PACKED[_begin:_end] = _number
 
 WARMING = [(mechanism, phase) for mechanism in WARM_UP for phase in ("dense", "gated")]
-arms = pytest.mark.parametrize(("mechanism", "phase"), [*((m, "sparse") for m in MECHANISMS), *WARMING])
+arms = pytest.mark.parametrize(("mechanism", "phase"), [
+    pytest.param(mechanism, phase, marks=[pytest.mark.slow] * (mechanism in CHOOSING_OTHERWISE))
+    for mechanism, phase in [*((mechanism, "sparse") for mechanism in MECHANISMS), *WARMING]])
 
 
 @functools.partial(nnx.jit, static_argnames="phase")
