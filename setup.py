@@ -20,6 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.12",
+    package_dir={"": "."},  # an editable install is then found from the clone's parent folder, too
     packages=find_packages(include=["subq_jax", "subq_jax.*"]),
     install_requires=[
         JAX,

@@ -89,7 +89,7 @@ def run_cells(cells: list[Cell], workdir: Path, workers: list[Callable[[Path], N
                 running.remove(cell.name)
                 write_rows(workdir / "results.jsonl", collect(workdir))
                 progress.update(bar, advance=1, now=", ".join(running))
-                console.print(_one_line(cell, rows), highlight=False, markup=False)
+                console.print(_one_line(cell, rows), highlight=False, markup=False, soft_wrap=True)
 
         try:
             list(pool.map(run_one, cells))
@@ -167,7 +167,7 @@ def _run_chosen(config, chosen, every, workdir, parallel, gpus, console) -> list
                  notes=_notes(parallel))
     write_plots(workdir / "plots", rows)
     for sentence in verdict(at_best_rate(rows)):
-        console.print(f"- {sentence}", highlight=False, markup=False)
+        console.print(f"- {sentence}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"Report: {workdir / 'report.html'}", soft_wrap=True)
     return [row["cell"] for row in rows if row["status"] == "failed"]
 
