@@ -7,10 +7,10 @@ Python sources byte by byte, trained on 2,048 bytes at a budget of 1/8 of them, 
 task is one change to the first; `--cells` picks, here every mechanism of the first task and `selective` of the others.
 Cost: about 8 minutes a cell on an H100, five at a time with `XLA_PYTHON_CLIENT_MEM_FRACTION=0.185`. Expected:
 docs/selector.md has the figures: 3 to 4% more than dense at 2,048 bytes, where 2% is the aim. With three seeds, over
-dense of an H200, `untied_learned8_local4` 1.2 to 2.0% more, `untied_learned8` 1.8 to 2.2, `untied_learned16` 1.7 to 2.4,
-`early` 1.9 to 2.5, `untied_learned8_block8` 2.4 to 3.3, `mean4` 2.6 to 2.9%. With one: `half` 1.8, `untied_mean4` 2.2,
-`learned8` 2.5, `window256` 3.8, `taught` 4.3, `distilled_taught` 5.8%. In tokens of a BPE `untied_learned8` has 1.4, 1.5
-and 0.4%.
+dense of an H200, `untied_learned8_local4` 1.2 to 2.0% more, `untied_learned8` 1.8 to 2.2, `untied_learned16` 1.7 to
+2.4, `early` 1.9 to 2.5, `untied_learned8_block8` 2.4 to 3.3, `mean4` 2.6 to 2.9%. With one: `half` 1.8, `untied_mean4`
+2.2, `learned8` 2.5, `window256` 3.8, `taught` 4.3, `distilled_taught` 5.8%. In tokens of a BPE `untied_learned8` has
+1.4, 1.5 and 0.4%.
 `distilled`, `block32`, `block64` and `mean8` were trained and then stopped, `taught_gate` before it went sparse
 (docs/experiments/selector_log.md); `gate`, `local4` and `untied` have not been run.
 `routing_union_8` is how many distinct blocks 8 neighbours choose over one's (1 to 8).
