@@ -200,7 +200,7 @@ def gathered_forward(q, k, v, ids, bias):
         norm = jnp.where(listed, weights * norms, 0.0).sum(axis=2)
         weights = weights / jnp.where(norm > 0, norm, 1.0)[:, :, None]
         outs = _rows(outs, plan.place).reshape(*ids.shape, group, head_dim)
-        lse = jnp.where(norm > 0, top + jnp.log(norm * k.shape[2]), NO_KEYS)
+        lse = jnp.where(norm > 0, top + jnp.log(norm), NO_KEYS)
         return buffers, ((weights[..., None] * outs).sum(axis=2), lse)
 
     row = jax.ShapeDtypeStruct((group,), jnp.float32)

@@ -8,6 +8,7 @@ Partial results of several tiles merge by their log-sum-exp, as in FlashAttentio
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -56,14 +57,14 @@ def tile_forward(q, k, v, bias, visible):
 def tile_partial(q, k, v):
     """The tile's part of a softmax, all of it visible: (out [..., m, G, H], top [..., m, G], norm [..., m, G]).
 
-    `out` is the sum of `exp(logit - top) / n * v` in `q`'s dtype, so that it need not be divided before parts are
-    merged: of several parts `exp(top - largest top)` weighs `out` and `norm`, the sum of `exp(logit - top) / n`, and a
-    row's result is the one sum over the other. `top`, the largest logit, and `norm` are float32. By n the weights sum
-    to 1 at most, and no sum of values is beyond float16.
+    `out` is the sum of `exp(logit - top) * v` in `q`'s dtype, so that it need not be divided before parts are merged:
+    of several parts `exp(top - largest top)` weighs `out` and `norm`, the sum of `exp(logit - top)`, and a row's result
+    is the one sum over the other. `top` and `norm` are float32. `top` is the largest logit and log n above it: the
+    weights then sum to 1 at most, and no sum of values is beyond float16.
     """
     logits = tile_logits(q, k, 0.0)
-    top = jax.lax.stop_gradient(logits).max(axis=-1, keepdims=True)
-    weights = jnp.exp(logits - top) * (1 / k.shape[-2])
+    top = jax.lax.stop_gradient(logits).max(axis=-1, keepdims=True) + math.log(k.shape[-2])
+    weights = jnp.exp(logits - top)
     return _over_features(weights.astype(v.dtype), v, q.dtype), top[..., 0], weights.sum(axis=-1)
 
 
