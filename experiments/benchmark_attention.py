@@ -95,8 +95,10 @@ def choices(values) -> dict[str, jax.Array]:
 def check_selective(rows: list[Row]) -> dict[str, dict]:
     """How selective attention compares with the reference at the shortest and the longest of its rows' lengths."""
     lengths = [row["length"] for row in rows if row["mechanism"] == "selective"]
-    ends = sorted({min(lengths), max(lengths)}) if lengths else []
-    return {"selective_against_reference": {length: check_at(length) for length in ends}} if lengths else {}
+    if not lengths:
+        return {}
+    ends = sorted({min(lengths), max(lengths)})
+    return {"selective_against_reference": {length: check_at(length) for length in ends}}
 
 
 def check_at(length: int) -> dict[str, float] | None:

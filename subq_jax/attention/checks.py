@@ -122,11 +122,10 @@ def check_segment_ids(segment_ids, batch: int, length: int, block_size: int) -> 
     ids = concrete(segment_ids)
     if ids is None:
         return
-    given, fits = np.asarray(segment_ids), np.iinfo(np.int32)
-    if given.dtype.itemsize > fits.dtype.itemsize and given.size:
-        for bound, wraps in ((given.max(), given.max() > fits.max), (given.min(), given.min() < fits.min)):
-            if wraps:
-                raise ValueError(f"segment_ids must be in [-2**31, 2**31), got {bound}")
+    given = np.asarray(segment_ids)
+    wrapping = given[given != given.astype(np.int32)]
+    if given.dtype.itemsize > 4 and wrapping.size:
+        raise ValueError(f"segment_ids must be in [-2**31, 2**31), got {wrapping[0]}")
     starts = (ids[:, 1:] != ids[:, :-1]) & (ids[:, 1:] >= 0)
     row, column = np.nonzero(starts & (np.arange(1, length) % block_size != 0))
     if row.size:

@@ -257,12 +257,12 @@ def overflowing_gates():
     values = mild(25, 1, 24, 384, 1, 8, head_dim=64, router_dim=64, dtype=jnp.bfloat16)
     values = *values[:4], values[4].at[0, 192].set(1e20)
     of_token = values[3].at[0, 7]
-    cases = [(values, of_token.set(1e19), None), (values, of_token.set(-1e19), None)]
+    cases = [(config, values, of_token.set(1e19), None), (config, values, of_token.set(-1e19), None)]
     means = dataclasses.replace(config, pooling="mean")  # the mean of block 6 is infinite, and 0 times it no number
     values = *values[:4], values[4].at[0, 192:224].set(3e38)
-    cases.append((values, of_token.set(values[3][0, 7].at[:, 5].set(0)), jnp.full((1, 24, 1, 3), -1).at[..., 0].set(6)))
-    for values, router_q, selection in cases:
-        config = config if selection is None else means
+    only_block_6 = jnp.full((1, 24, 1, 3), -1).at[..., 0].set(6)
+    cases.append((means, values, of_token.set(values[3][0, 7].at[:, 5].set(0)), only_block_6))
+    for config, values, router_q, selection in cases:
         attend = jax.jit(functools.partial(selective_attention, config=config, implementation="gpu"))
         with simulated_gpu():
             before = jax.block_until_ready(attend(*values, selection=selection))

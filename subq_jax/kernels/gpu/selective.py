@@ -189,10 +189,10 @@ def _attend_backward(config, gate, residuals, d_out):
 def zero_sum(d_gates, ids):
     """Gradients of the gates [X, P, J] of listed blocks, corrected so that a token's add up to 0, as a softmax's do.
 
-    Rounding in `delta` shifts all blocks of a token to one side: little of each
-    gradient, and much of what a router query gets, whose summaries have much in common (docs/gpu.md has figures). Every
-    block gives up the same share of its own gradient, so that one with no weight, whose gradient is next to nothing,
-    is not charged with what belongs to others.
+    Rounding in `delta` shifts all blocks of a token to one side: little of each gradient, and much of what a router
+    query gets, whose summaries have much in common (docs/gpu.md has figures). Every block gives up the same share of
+    its own gradient, so that one with no weight, whose gradient is next to nothing, is not charged with what belongs to
+    others.
     """
     d_gates = jnp.where(ids >= 0, d_gates, 0.0)
     size = jnp.abs(d_gates)
